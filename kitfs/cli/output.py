@@ -1,0 +1,57 @@
+"""Results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def print_result(text: str) -> None:
+    """One line of the result, on standard output."""
+    click.echo(text)
+
+
+def say(text: str) -> None:
+    """One line for the person, on standard error."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    """A warning, on standard error."""
+    click.echo(f"kitfs: warning: {text}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """A result as indented JSON (msgspec types are understood)."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def encode_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as kit prints them: left aligned, three spaces between, the last one not padded."""
+    lines = [list(headers), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headers) - 1)]
+    return "\n".join(
+        "   ".join([*(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)), line[-1]])
+        for line in lines
+    )
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows below their headers, on standard output."""
+    click.echo(encode_table(headers, rows))
+
+
+def format_size(size: int) -> str:
+    """Bytes as kit writes them: ``0 B``, ``28.5 KiB``, ``4.5 MiB``."""
+    if size < 1024:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if value < 1024:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1024:.1f} PiB"

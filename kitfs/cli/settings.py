@@ -1,0 +1,129 @@
+"""Global options and the environment, and the decorator that makes a function a verb.
+
+Every global option is accepted before and after the verb (``kitfs -q list`` and ``kitfs list -q``), as kit does.
+Order: flag, environment, default.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from kitfs.store.store import Store
+
+SYSTEM_HOME = Path("/var/lib/kitfs")
+
+
+def default_home() -> Path:
+    """The store's place: ``$KITFS_HOME``, else ``/var/lib/kitfs`` for root, else the user's data folder."""
+    if home := os.environ.get("KITFS_HOME"):
+        return Path(home).absolute()
+    return SYSTEM_HOME if os.geteuid() == 0 else _user_data() / "kitfs"
+
+
+def default_kitops_home() -> Path:
+    """kit's home: ``$KITOPS_HOME``, else ``$XDG_DATA_HOME/kitops`` (kitops ``pkg/lib/constants``, Linux)."""
+    if home := os.environ.get("KITOPS_HOME"):
+        return Path(home).absolute()
+    return _user_data() / "kitops"
+
+
+def _user_data() -> Path:
+    if data := os.environ.get("XDG_DATA_HOME"):
+        return Path(data)
+    return Path.home() / ".local" / "share"
+
+
+@dataclass
+class Settings:
+    """What holds for a whole command.
+
+    Attributes:
+        home: The store's folder.
+        socket: The daemon's socket when it was named, else None (then it follows from ``home``).
+        format: ``table`` or ``json``.
+        quiet: Print ids only.
+        log_level: ``error``, ``warn``, ``info`` or ``debug``; debug shows tracebacks.
+        progress: ``none``, ``plain`` or ``fancy``.
+        kitops_home: kit's home, which may not exist.
+    """
+
+    home: Path = field(default_factory=default_home)
+    socket: Path | None = None
+    format: str = "table"
+    quiet: bool = False
+    log_level: str = "warn"
+    progress: str = field(default_factory=lambda: "fancy" if sys.stderr.isatty() else "plain")
+    kitops_home: Path = field(default_factory=default_kitops_home)
+
+    @property
+    def json(self) -> bool:
+        """Whether the result is to be printed as JSON."""
+        return self.format == "json"
+
+    def open_store(self, *, create: bool = True) -> Store:
+        """The store at ``home``; made when it is absent and ``create`` is set.
+
+        Raises:
+            KitfsError: when it is absent (``create=False``), of a newer format, or somebody else's.
+        """
+        from kitfs.store.store import Store
+
+        return Store.open(self.home, create=create)
+
+
+_OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (("--home",), {"type": click.Path(path_type=Path), "help": "The store's folder (default: $KITFS_HOME)."}),
+    (("--socket",), {"type": click.Path(path_type=Path), "help": "The daemon's socket.", "envvar": "KITFS_SOCKET"}),
+    (("--format",), {"type": click.Choice(["table", "json"]), "help": "Form of the result."}),
+    (("-q", "--quiet"), {"is_flag": True, "default": None, "help": "Print ids only."}),
+    (("-v", "--verbose"), {"is_flag": True, "default": None, "help": "Say more (as --log-level info)."}),
+    (("--log-level",), {"type": click.Choice(["error", "warn", "info", "debug"]), "envvar": "KITFS_LOG_LEVEL",
+                        "help": "How much to say; debug shows tracebacks."}),
+    (("--progress",), {"type": click.Choice(["none", "plain", "fancy"]), "help": "How to show progress."}),
+]  # fmt: skip
+
+
+def _store_option(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value is None or parameter.name is None:
+        return
+    if context.parent is not None and context.get_parameter_source(parameter.name) is not ParameterSource.COMMANDLINE:
+        return  # the group has looked at the environment already, and a flag before the verb wins over it
+    settings = context.ensure_object(Settings)
+    if parameter.name == "verbose":
+        settings.log_level = "info"
+    elif parameter.name in ("home", "socket") and isinstance(value, Path):
+        setattr(settings, parameter.name, value.absolute())
+    else:
+        setattr(settings, parameter.name, value)
+
+
+def global_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the global options; they land in the context's ``Settings`` and not in its arguments."""
+    for names, attributes in reversed(_OPTIONS):
+        function = click.option(*names, expose_value=False, callback=_store_option, **attributes)(function)
+    return function
+
+
+def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a verb: it gets ``Settings`` first, then its own arguments."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        def run(*arguments: Any, **options: Any) -> Any:
+            context = click.get_current_context()
+            return function(context.ensure_object(Settings), *arguments, **options)
+
+        run.__doc__ = function.__doc__
+        vars(run)["__click_params__"] = getattr(function, "__click_params__", [])
+        command: click.Command = click.command(name, **attributes)(global_options(run))
+        return command
+
+    return decorate
