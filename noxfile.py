@@ -1,0 +1,54 @@
+"""Sessions for people and machines: ``nox -s lint types tests``; ``./dev test`` runs the same steps without nox."""
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+def _install(session: nox.Session) -> None:
+    session.install("--editable", ".[test]")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format and import contracts."""
+    _install(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, strictly."""
+    _install(session)
+    session.run("mypy", "--strict", "-p", "kitfs", "-p", "bench")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; arguments after ``--`` go to pytest."""
+    _install(session)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """One measurement: ``nox -s bench -- read``."""
+    _install(session)
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session
+def campaign(session: nox.Session) -> None:
+    """The long crash, error and garbage collection campaigns, and ten times as many examples of the properties."""
+    _install(session)
+    session.run("pytest", *session.posargs, env={"KITFS_CAMPAIGN": "1", "HYPOTHESIS_PROFILE": "nightly"})
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The demonstration of ``./dev demo``."""
+    _install(session)
+    session.run("python", "-m", "bench.demo")
