@@ -1,0 +1,63 @@
+"""The Kitfile: the one import for whoever reads, checks or writes one.
+
+``kitfile_schema`` says what it holds, ``kitfile_json`` is the config blob, ``kitfile_yaml`` the file people write,
+``kitfile_regenerate`` the YAML that ``kit unpack`` makes of a config, ``kitfile_validate`` the rules. Reading YAML
+imports a YAML library (50 ms), so that one is imported when it is called; nothing else here needs it. Pure.
+"""
+
+from __future__ import annotations
+
+from kitfs.oci.kitfile_json import encode_kitfile_json, parse_kitfile_json
+from kitfs.oci.kitfile_regenerate import encode_kitfile_yaml
+from kitfs.oci.kitfile_schema import (
+    Artifact,
+    Code,
+    Dataset,
+    Docs,
+    Kitfile,
+    KitfileMalformed,
+    McpServer,
+    Model,
+    ModelPart,
+    Package,
+    Prompt,
+    iter_artifacts,
+)
+from kitfs.oci.kitfile_validate import clean_path, iter_warnings, validate_kitfile
+
+__all__ = [
+    "KITFILE_NAMES",
+    "Artifact",
+    "Code",
+    "Dataset",
+    "Docs",
+    "Kitfile",
+    "KitfileMalformed",
+    "McpServer",
+    "Model",
+    "ModelPart",
+    "Package",
+    "Prompt",
+    "clean_path",
+    "encode_kitfile_json",
+    "encode_kitfile_yaml",
+    "iter_artifacts",
+    "iter_warnings",
+    "parse_kitfile_json",
+    "parse_kitfile_yaml",
+    "validate_kitfile",
+]
+
+KITFILE_NAMES = ("Kitfile", "kitfile", ".kitfile")
+"""Names under which kit looks for a Kitfile, in this order."""
+
+
+def parse_kitfile_yaml(raw: bytes) -> Kitfile:
+    """Read a Kitfile as people write it.
+
+    Raises:
+        KitfileMalformed: with all problems, each with its line.
+    """
+    from kitfs.oci import kitfile_yaml
+
+    return kitfile_yaml.parse_kitfile_yaml(raw)

@@ -1,0 +1,183 @@
+"""YAML text into a bounded tree of nodes with line numbers, the only place that touches the YAML library.
+
+The library's scanner makes events; nothing of it constructs values, so tags make nothing happen. Size, nesting, the
+number of nodes and of aliases are bounded while the events arrive, before anything walks the tree. An alias is the
+node it names, not a copy: who walks the tree counts (``NodeBudget``). Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+LIMIT_BYTES = 1024 * 1024
+DEPTH_MAX = 64
+NODE_COUNT_MAX = 100_000
+_CORE_TAGS = frozenset({"str", "int", "float", "bool", "null", "seq", "map", "timestamp", "merge"})
+_TAG_PREFIX = "tag:yaml.org,2002:"
+
+
+class YamlMalformed(Exception):
+    """Text that is not the YAML we accept; turned into the caller's error.
+
+    Attributes:
+        line: Counted from 1; 0 when the place is not known.
+    """
+
+    def __init__(self, reason: str, line: int = 0) -> None:
+        super().__init__(f"line {line}: {reason}" if line else reason)
+        self.reason = reason
+        self.line = line
+
+
+@dataclass(slots=True)
+class Node:
+    """A scalar, a sequence or a mapping.
+
+    Attributes:
+        kind: ``scalar``, ``sequence`` or ``mapping``.
+        tag: One of the core schema's without ``!!``, or empty when the text has none.
+        text: Of a scalar.
+        quoted: Whether a scalar was written in quotes or as a block, which makes it a string.
+        items: Of a sequence.
+        pairs: Of a mapping, in the order of the text.
+    """
+
+    kind: str
+    line: int
+    tag: str = ""
+    text: str = ""
+    quoted: bool = False
+    items: list[Node] = field(default_factory=list)
+    pairs: list[tuple[Node, Node]] = field(default_factory=list)
+
+
+class NodeBudget:
+    """Counts nodes while a tree is walked, aliased ones each time: the guard against alias bombs."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, count: int = NODE_COUNT_MAX) -> None:
+        self._left = count
+
+    def spend(self, node: Node, depth: int) -> None:
+        """Count one node.
+
+        Raises:
+            YamlMalformed: when the budget is used up or the walk is too deep.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise YamlMalformed(f"more than {NODE_COUNT_MAX} values, aliases included", node.line)
+        if depth > DEPTH_MAX:
+            raise YamlMalformed(f"nested deeper than {DEPTH_MAX}", node.line)
+
+
+def parse_yaml(raw: bytes) -> Node | None:
+    """Read one document; None when there is none.
+
+    Raises:
+        YamlMalformed: when it breaks YAML or a limit, or there is more than one document.
+    """
+    if len(raw) > LIMIT_BYTES:
+        raise YamlMalformed(f"{len(raw)} bytes, at most {LIMIT_BYTES} are read")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise YamlMalformed("not UTF-8", raw.count(b"\n", 0, error.start) + 1) from None
+    reader = YAML(typ="safe", pure=True)
+    try:
+        return _TreeBuilder().build(reader.parse(text))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise YamlMalformed(error.problem or error.context or "malformed", mark.line + 1 if mark else 0) from None
+    except (YAMLError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        # The scanner leaks these on broken input: `%YAML x`, `"\UFFFFFFFF"`, an unfinished escape at the end.
+        raise YamlMalformed(f"not YAML ({type(error).__name__})") from None
+    except NotImplementedError:
+        raise YamlMalformed("not YAML") from None
+
+
+class _TreeBuilder:
+    def __init__(self) -> None:
+        self._anchors: dict[str, Node] = {}
+        self._open: list[Node] = []
+        self._keys: list[Node | None] = []
+        self._root: Node | None = None
+        self._documents = 0
+        self._count = 0
+
+    def build(self, events: Iterator[Any]) -> Node | None:
+        for event in events:
+            name = type(event).__name__
+            if name == "DocumentStartEvent":
+                self._documents += 1
+                if self._documents > 1:
+                    raise YamlMalformed("more than one document", event.start_mark.line + 1)
+            elif name == "AliasEvent":
+                self._add(self._alias(event))
+            elif name == "ScalarEvent":
+                self._add(self._scalar(event))
+            elif name in ("SequenceStartEvent", "MappingStartEvent"):
+                self._start(event, "sequence" if name == "SequenceStartEvent" else "mapping")
+            elif name in ("SequenceEndEvent", "MappingEndEvent"):
+                self._open.pop()
+                self._keys.pop()
+        return self._root
+
+    def _alias(self, event: Any) -> Node:
+        node = self._anchors.get(event.anchor)
+        if node is None:
+            raise YamlMalformed(f"alias {str(event.anchor)[:60]!r} of nothing", event.start_mark.line + 1)
+        if any(node is parent for parent in self._open):
+            raise YamlMalformed(f"alias {event.anchor[:60]!r} lies inside itself", event.start_mark.line + 1)
+        return node
+
+    def _scalar(self, event: Any) -> Node:
+        quoted = event.style in ("'", '"', "|", ">")
+        node = Node("scalar", event.start_mark.line + 1, _tag(event), event.value, quoted)
+        self._name(event, node)
+        return node
+
+    def _start(self, event: Any, kind: str) -> None:
+        node = Node(kind, event.start_mark.line + 1, _tag(event))
+        self._add(node)
+        self._name(event, node)
+        self._open.append(node)
+        self._keys.append(None)
+        if len(self._open) > DEPTH_MAX:
+            raise YamlMalformed(f"nested deeper than {DEPTH_MAX}", node.line)
+
+    def _name(self, event: Any, node: Node) -> None:
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+
+    def _add(self, node: Node) -> None:
+        self._count += 1
+        if self._count > NODE_COUNT_MAX:
+            raise YamlMalformed(f"more than {NODE_COUNT_MAX} values", node.line)
+        if not self._open:
+            self._root = node
+            return
+        parent = self._open[-1]
+        if parent.kind == "sequence":
+            parent.items.append(node)
+        elif self._keys[-1] is None:
+            self._keys[-1] = node
+        else:
+            parent.pairs.append((self._keys[-1], node))
+            self._keys[-1] = None
+
+
+def _tag(event: Any) -> str:
+    tag = getattr(event, "tag", None)
+    if tag is None or tag == "!":
+        return ""
+    name = str(tag).removeprefix(_TAG_PREFIX)
+    if name == str(tag) or name not in _CORE_TAGS:
+        raise YamlMalformed(f"tag {str(tag)[:60]!r} is not supported", event.start_mark.line + 1)
+    return name
