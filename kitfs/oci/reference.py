@@ -187,9 +187,7 @@ def _check_component(component: str, text: str) -> None:
     elif not component:
         reason = "a repository component is empty"
     else:
-        reason = (
-            f"{component[:100]!r} is not a repository component (a-z 0-9, between them one . or one or two _ or any -)"
-        )
+        reason = f"{component[:100]!r} is not a repository component (a-z 0-9, between them . or _ or __ or dashes)"
     raise ReferenceMalformed(text, reason)
 
 
