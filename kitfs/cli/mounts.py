@@ -1,0 +1,307 @@
+"""``kitfs mount``, ``umount``, ``ps``, ``daemon``: what a command does around the daemon.
+
+The command resolves and mounts in its own process and namespace, and hands device and session to the daemon. When
+``mount`` returns, ``ls`` works; when it fails, nothing is mounted and no session is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kitfs.cli.settings import Settings, verb
+from kitfs.errors import KitfsError, UsageError
+
+if TYPE_CHECKING:
+    from kitfs.client import Client
+    from kitfs.control import MountState
+    from kitfs.mounting import KitfsMount, Mountpoint
+    from kitfs.oci.reference import Reference
+    from kitfs.store.sessions import HeldSession, SessionOptions
+    from kitfs.store.store import Store
+
+ALL_SOURCE = "kitfs"
+"""Source (``fsname``) of a mount of the whole store."""
+
+_IGNORED = {
+    "ro",
+    "nosuid",
+    "nodev",
+    "noexec",
+    "exec",
+    "atime",
+    "noatime",
+    "relatime",
+    "default_permissions",
+    "defaults",
+}
+"""Options that ask for what a mount is anyway, or that change nothing in it."""
+
+
+class OptionUnknown(UsageError):
+    """A mount option that kitfs does not have."""
+
+    hint = "options: ro, modes=kit|tar, nometa, allow_other, noallow_other"
+
+
+@verb("mount")
+@click.argument("words", nargs=-1, metavar="[REFERENCE] DIRECTORY")
+@click.option("--all", "everything", is_flag=True, help="Show the whole store as /repository/tag/….")
+@click.option("-o", "options", multiple=True, metavar="OPTIONS",
+              help="Comma separated: ro, modes=kit|tar, nometa, allow_other, noallow_other.")  # fmt: skip
+def mount(settings: Settings, words: tuple[str, ...], everything: bool, options: tuple[str, ...]) -> None:
+    """Mount a ModelKit on an empty directory; returns when it can be read."""
+    from kitfs import mounting
+
+    if len(words) != (1 if everything else 2):
+        raise click.UsageError("mount wants REFERENCE DIRECTORY, or --all DIRECTORY")
+    parsed = _MountOptions.parse(options)
+    reference = None if everything else _parse_reference(words[0])
+    with (
+        settings.open_store() as store,
+        mounting.check_mountpoint(Path(words[-1]), settings.home) as mountpoint,
+        _prepare(settings, store, reference, mountpoint.path, parsed) as session,
+    ):
+        _mount_session(settings, session, mountpoint, parsed)
+    if not settings.quiet and settings.log_level in ("info", "debug"):
+        click.echo(f"{session.record.reference} is mounted on {mountpoint.path}", err=True)
+
+
+class _MountOptions:
+    """What ``-o`` says."""
+
+    def __init__(self) -> None:
+        self.modes = "kit"
+        self.meta = True
+        self.allow_other: bool | None = None
+
+    @classmethod
+    def parse(cls, options: tuple[str, ...]) -> _MountOptions:
+        """Read ``-o``.
+
+        Raises:
+            OptionUnknown: for an option that kitfs does not have.
+        """
+        parsed = cls()
+        for option in ",".join(options).split(","):
+            match option:
+                case "modes=kit" | "modes=tar":
+                    parsed.modes = option.removeprefix("modes=")
+                case "meta" | "nometa":
+                    parsed.meta = option == "meta"
+                case "allow_other" | "noallow_other":
+                    parsed.allow_other = option == "allow_other"
+                case _ if option and option not in _IGNORED:
+                    raise OptionUnknown(f"unknown mount option {option!r}")
+        return parsed
+
+    @property
+    def session(self) -> SessionOptions:
+        """The part that decides what the tree shows."""
+        from kitfs.store.sessions import SessionOptions
+
+        return SessionOptions(modes=self.modes, meta=self.meta)
+
+
+def _parse_reference(text: str) -> Reference:
+    from kitfs.oci.reference import parse_reference
+
+    return parse_reference(text)
+
+
+@contextlib.contextmanager
+def _prepare(
+    settings: Settings, store: Store, reference: Reference | None, mountpoint: Path, options: _MountOptions
+) -> Iterator[HeldSession]:
+    """The session of a mount, held; it is ended when the body fails.
+
+    A ModelKit that is not in the store is imported from kit's storage first.
+    """
+    from kitfs.modelkit.resolve import ModelKitNotFound
+    from kitfs.modelkit.sessions import prepare_session
+
+    def prepare() -> HeldSession:
+        return prepare_session(
+            store, reference, mountpoint=mountpoint, uid=os.getuid(), gid=os.getgid(), options=options.session
+        )
+
+    try:
+        session = prepare()
+    except ModelKitNotFound:
+        if reference is None or not _import_from_kit(settings, store, reference):
+            raise
+        session = prepare()
+    with session:
+        try:
+            yield session
+        except BaseException:
+            store.end_session(session.id)
+            raise
+
+
+def _import_from_kit(settings: Settings, store: Store, reference: Reference) -> bool:
+    from kitfs.transfer.importer import find_in_kit_storage
+
+    return find_in_kit_storage(store, reference, settings.kitops_home)
+
+
+def _mount_session(settings: Settings, session: HeldSession, mountpoint: Mountpoint, options: _MountOptions) -> None:
+    """Mount, have the daemon serve it, set the read-ahead. Nothing is mounted when it raises."""
+    from kitfs import client, mounting
+    from kitfs.control import MountCall
+
+    daemon = client.ensure_daemon(settings.home, settings.socket)
+    before = mounting.find_mounts()
+    allow_other = mounting.others_permitted() if options.allow_other is None else options.allow_other
+    source = ALL_SOURCE if session.record.kind == "all" else session.record.reference
+    if not mountpoint.is_still_there():
+        raise mounting.MountpointUnusable(mountpoint.path, "it was swapped for something else meanwhile")
+    device = mounting.mount_device(mountpoint.path, mounting.mount_options(source, allow_other=allow_other))
+    try:
+        mounted = mounting.get_mounted(mountpoint, before)
+        with _unmounted_on_failure(daemon, session.id, mounted):
+            call = MountCall(session.id, str(mountpoint.path), session.record.reference, mounted.device)
+            daemon.mount(call, device)
+    finally:
+        os.close(device)
+    line = mounting.set_read_ahead(mounted.device)
+    if line is not None and settings.log_level in ("info", "debug"):
+        click.echo(f"four times the speed of sequential reads: {line}", err=True)
+
+
+@contextlib.contextmanager
+def _unmounted_on_failure(daemon: Client, session: str, mounted: KitfsMount) -> Iterator[None]:
+    from kitfs import mounting
+
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(KitfsError):
+            mounting.unmount(mounted.mountpoint, lazy=True)
+            daemon.wait_ended(session)
+        raise
+
+
+@verb("umount")
+@click.argument("what", required=False, metavar="DIRECTORY|REFERENCE")
+@click.option("--all", "everything", is_flag=True, help="Unmount everything that this store's daemon serves.")
+@click.option("--lazy", is_flag=True, help="Detach at once; files that are open stay readable.")
+def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -> None:
+    """Unmount a ModelKit; returns when nothing of it is left."""
+    from kitfs import client
+
+    if (what is None) != everything:
+        raise click.UsageError("umount wants DIRECTORY, REFERENCE or --all")
+    daemon = client.find_daemon(settings.home, settings.socket)
+    states = daemon.list_mounts() if daemon else []
+    failure: KitfsError | None = None
+    for mounted in _find_mounts(what, states):
+        try:
+            _unmount(daemon, states, mounted, lazy=lazy)
+        except KitfsError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def _find_mounts(what: str | None, states: list[MountState]) -> list[KitfsMount]:
+    """The mounts that ``what`` names, the topmost first; for None those that the daemon serves."""
+    from kitfs import mounting
+
+    mounts = list(reversed(mounting.find_mounts()))
+    if what is None:
+        served = {state.device for state in states}
+        return [mounted for mounted in mounts if mounted.device in served]
+    mounted = mounting.find_mount(Path(what))
+    if mounted is not None:
+        return [mounted]
+    with contextlib.suppress(KitfsError):
+        references = {what, _parse_reference(what).display}
+        devices = {state.device for state in states if state.reference in references}
+        found = [mounted for mounted in mounts if mounted.reference in references or mounted.device in devices]
+        if found:
+            return found
+    raise mounting.MountNotFound(what)
+
+
+def _unmount(daemon: Client | None, states: list[MountState], mounted: KitfsMount, *, lazy: bool) -> None:
+    from kitfs import mounting
+
+    mounting.unmount(mounted.mountpoint, lazy=lazy)
+    if daemon is None or lazy or mounted.device in {other.device for other in mounting.find_mounts()}:
+        return
+    for state in states:
+        if state.device == mounted.device:
+            daemon.wait_ended(state.session)
+
+
+@verb("ps")
+def ps(settings: Settings) -> None:
+    """List mounts: reference, directory, worker, uptime, bytes read, state."""
+    from kitfs import client
+    from kitfs.cli import output
+
+    daemon = client.find_daemon(settings.home, settings.socket)
+    states = daemon.list_mounts() if daemon else []
+    if settings.json:
+        output.print_json(states)
+    elif settings.quiet:
+        for state in states:
+            output.print_result(state.session)
+    else:
+        headers = ["REFERENCE", "DIRECTORY", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
+        output.print_table(headers, [_row(state) for state in states])
+
+
+def _row(state: MountState) -> list[str]:
+    from kitfs.cli.output import format_size
+
+    return [
+        state.reference,
+        state.mountpoint,
+        str(state.pid or "-"),
+        _format_duration(int(state.uptime_s)),
+        format_size(state.bytes_read),
+        state.state,
+        f"{state.native:.0%}",
+    ]
+
+
+def _format_duration(seconds: int) -> str:
+    """``42s``, ``3m07s``, ``5h02m``, ``12d03h``."""
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        return f"{days}d{hours % 24:02}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02}m"
+    return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
+
+
+@verb("daemon")
+@click.argument("action", required=False, type=click.Choice(["stop"]))
+@click.option("--foreground", is_flag=True, help="Serve in this process until it is stopped; log on standard error.")
+def daemon(settings: Settings, action: str | None, foreground: bool) -> None:
+    """Start the daemon when none runs, or stop it. Mounting starts it by itself."""
+    from kitfs import client
+    from kitfs.control import DaemonUnreachable
+
+    if action == "stop":
+        if foreground:
+            raise click.UsageError("stop and --foreground exclude each other")
+        running = client.find_daemon(settings.home, settings.socket)
+        if running is None:
+            raise DaemonUnreachable("no daemon runs for this store")
+        running.stop()
+        return
+    settings.open_store().close()
+    if foreground:
+        from kitfs.daemon.main import serve
+
+        serve(settings.home, settings.socket)
+        return
+    client.ensure_daemon(settings.home, settings.socket)

@@ -1,0 +1,191 @@
+"""A command's way to the daemon: find it, start it, ask it. Blocking; imports no trio (95 ms).
+
+Used by ``kitfs.cli.mounts``. Each call has its own connection, so a client may be kept for any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kitfs.control import (
+    ControlConnection,
+    DaemonUnreachable,
+    ListAnswer,
+    MountCall,
+    MountState,
+    Nothing,
+    PingAnswer,
+    WaitEndedAnswer,
+    WaitEndedCall,
+    check_socket,
+    make_socket_folder,
+    socket_path,
+)
+
+START_TIMEOUT_S = 30.0
+"""A daemon is ready 0.2 s after its start."""
+
+MOUNT_TIMEOUT_S = 90.0
+"""The daemon itself gives a worker 60 s."""
+
+IDLE_VARIABLE = "KITFS_DAEMON_IDLE_S"
+"""Environment variable: for how long a daemon that a command started outlives its last mount (600 s)."""
+
+_READY = b"ready\n"
+
+T = TypeVar("T")
+
+
+class Client:
+    """Calls to one daemon.
+
+    Attributes:
+        path: Its socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _call(
+        self, method: str, parameters: Any, answer: type[T], *, descriptor: int | None = None, timeout_s: float = 30.0
+    ) -> T:
+        with ControlConnection.connect(self.path) as connection:
+            return connection.call(method, parameters, answer, descriptor=descriptor, timeout_s=timeout_s)
+
+    def ping(self) -> PingAnswer:
+        """Who answers.
+
+        Raises:
+            DaemonUnreachable: when nobody does.
+        """
+        return self._call("Ping", Nothing(), PingAnswer)
+
+    def mount(self, call: MountCall, device: int) -> None:
+        """Have a session served through ``device``, which stays the caller's; returns when reads work.
+
+        Raises:
+            KitfsError: when it can not be served; the daemon has let go of the device then.
+        """
+        self._call("Mount", call, Nothing, descriptor=device, timeout_s=MOUNT_TIMEOUT_S)
+
+    def wait_ended(self, session: str, *, timeout_s: float = 10.0) -> bool:
+        """Wait until the daemon has dropped a session; True when it has.
+
+        Raises:
+            DaemonUnreachable: when nobody answers.
+        """
+        call = WaitEndedCall(session, timeout_s)
+        return self._call("WaitEnded", call, WaitEndedAnswer, timeout_s=timeout_s + 10.0).ended
+
+    def list_mounts(self) -> list[MountState]:
+        """All mounts that the daemon serves.
+
+        Raises:
+            DaemonUnreachable: when nobody answers.
+        """
+        return self._call("List", Nothing(), ListAnswer).mounts
+
+    def stop(self) -> None:
+        """Have the daemon end, and wait until it has.
+
+        Raises:
+            BusyError: when it serves mounts.
+            DaemonUnreachable: when nobody answers, or it does not end.
+        """
+        pid = self.ping().pid
+        process = os.pidfd_open(pid)
+        try:
+            self._call("Stop", Nothing(), Nothing)
+            if not select.select([process], [], [], START_TIMEOUT_S)[0]:
+                raise DaemonUnreachable(f"the daemon (process {pid}) does not end")
+        finally:
+            os.close(process)
+
+
+def find_daemon(home: Path, socket: Path | None) -> Client | None:
+    """The store's daemon when one answers, else None.
+
+    Raises:
+        SocketUntrusted: when something that is not ours lies where its socket belongs.
+    """
+    client = Client(socket_path(home, socket))
+    try:
+        check_socket(client.path)
+        client.ping()
+    except (FileNotFoundError, DaemonUnreachable):
+        return None
+    return client
+
+
+def ensure_daemon(home: Path, socket: Path | None) -> Client:
+    """The store's daemon; it is started when none answers.
+
+    Raises:
+        DaemonUnreachable: when it does not start.
+        SocketUntrusted: when something that is not ours lies where its socket belongs.
+    """
+    client = find_daemon(home, socket)
+    if client is not None:
+        return client
+    path = socket_path(home, socket)
+    make_socket_folder(path, override=socket is not None)
+    with _start_lock(path):
+        client = find_daemon(home, socket)
+        if client is None:
+            _start(home, path)
+            client = Client(path)
+    return client
+
+
+@contextlib.contextmanager
+def _start_lock(path: Path) -> Iterator[None]:
+    """Held while a daemon is started, so that of many commands at once one starts it."""
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path.with_name(f"{path.name}.lock"), flags, 0o600)
+    except OSError as error:
+        raise DaemonUnreachable(f"the daemon can not be started: {error}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _start(home: Path, path: Path) -> None:
+    """Start a daemon in the background and wait until it listens."""
+    reader, writer = os.pipe()
+    command = [sys.executable, "-P", "-m", "kitfs.daemon"]
+    command += ["--home", os.fspath(home), "--socket", os.fspath(path), "--ready-fd", str(writer)]
+    if idle_s := os.environ.get(IDLE_VARIABLE):
+        command += ["--idle-s", idle_s]
+    actions = [(os.POSIX_SPAWN_DUP2, writer, writer)]
+    try:
+        pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+    finally:
+        os.close(writer)
+    with open(reader, "rb", buffering=0) as pipe:
+        said = _read_all(pipe.fileno(), START_TIMEOUT_S)
+    os.waitpid(pid, 0)
+    if said != _READY:
+        reason = said.decode("utf-8", "replace").strip() or f"it did not become ready; {path.with_suffix('.log')}"
+        raise DaemonUnreachable(f"the daemon did not start: {reason}")
+
+
+def _read_all(descriptor: int, timeout_s: float) -> bytes:
+    deadline = time.monotonic() + timeout_s
+    said = b""
+    while select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))[0]:
+        piece = os.read(descriptor, 4096)
+        if not piece:
+            break
+        said += piece
+    return said

@@ -1,0 +1,420 @@
+"""The control protocol between a command and the daemon: messages, framing, the socket's place, one connection.
+
+The framing is Varlink's (https://varlink.org/Method-Call): one JSON object, then a NUL byte. A call is
+``{"method": "org.kitfs.Control.Mount", "parameters": {…}}``, an answer ``{"parameters": {…}}``, a refusal
+``{"error": "org.kitfs.Control.BusyError", "parameters": {"message": …, "hint": …}}``. A message is at most
+``MESSAGE_SIZE_MAX`` bytes, one call is under way per connection, and a call carries at most one descriptor.
+
+Used by ``kitfs.client`` (blocking, through ``ControlConnection``) and by ``kitfs.daemon.server`` (trio, through
+``Framer``). Never imports trio, and never trusts a path: a socket is used only when it belongs to us or to root.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import msgspec
+import xxhash
+
+from kitfs import errors
+from kitfs.errors import DaemonError, KitfsError, MalformedError
+
+INTERFACE = "org.kitfs.Control"
+MESSAGE_SIZE_MAX = 64 << 10
+"""Longest message, its NUL not counted."""
+
+SYSTEM_HOME = Path("/var/lib/kitfs")
+SYSTEM_SOCKET = Path("/run/kitfs/kitfs.sock")
+SOCKET_PATH_SIZE_MAX = 107
+"""Longest path of a socket (``sun_path`` is 108 bytes with its NUL, unix(7))."""
+
+FUSE_DEVICE = os.makedev(10, 229)
+"""/dev/fuse: misc major, FUSE_MINOR (Linux, ``Documentation/admin-guide/devices.txt``)."""
+
+_INT = struct.Struct("@i")
+_PEER = struct.Struct("@iII")
+
+
+class MessageMalformed(MalformedError):
+    """A message that breaks the framing, is not JSON, or has other fields than its method wants."""
+
+
+class DaemonUnreachable(DaemonError):
+    """Nobody answers at the socket, or the connection broke before the answer."""
+
+    hint = "kitfs daemon --foreground   (shows what it says when it starts)"
+
+
+class SocketUntrusted(DaemonError):
+    """What lies at the socket's place, or who answers there, is neither ours nor root's."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is not used: {reason}")
+        self.path = path
+
+
+# -- messages ---------------------------------------------------------------------------------------------------
+
+
+class Call(msgspec.Struct):
+    """What a client sends."""
+
+    method: str
+    parameters: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class Answer(msgspec.Struct, omit_defaults=True):
+    """What the daemon sends: ``error`` is empty when the call was carried out."""
+
+    parameters: msgspec.Raw = msgspec.Raw(b"{}")
+    error: str = ""
+
+
+class Nothing(msgspec.Struct):
+    """No parameters."""
+
+
+class MountCall(msgspec.Struct):
+    """``Mount``: serve this session through the descriptor that comes along. Answered when reads work.
+
+    Attributes:
+        session: Identity of a session of the daemon's store, which the client has written and holds.
+        mountpoint: Where the client has mounted it, for ``List`` only.
+        reference: What is mounted, for ``List`` only.
+        device: ``major:minor`` of the mount, which names it in every mount namespace.
+    """
+
+    session: str
+    mountpoint: str
+    reference: str
+    device: str
+
+
+class WaitEndedCall(msgspec.Struct):
+    """``WaitEnded``: answered when the daemon has dropped the session, at once when it knows none."""
+
+    session: str
+    timeout_s: float = 10.0
+
+
+class WaitEndedAnswer(msgspec.Struct):
+    """Whether the session is gone."""
+
+    ended: bool
+
+
+class MountState(msgspec.Struct):
+    """One mount as ``List`` shows it; the counters are the living worker's.
+
+    Attributes:
+        state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers.
+        native: Share of the members' bytes that are plain files, 0 to 1.
+    """
+
+    session: str
+    mountpoint: str
+    reference: str
+    device: str
+    pid: int = 0
+    uptime_s: float = 0.0
+    restarts: int = 0
+    reads: int = 0
+    bytes_read: int = 0
+    state: str = "starting"
+    native: float = 0.0
+
+
+class ListAnswer(msgspec.Struct):
+    """All mounts that the daemon serves."""
+
+    mounts: list[MountState]
+
+
+class PingAnswer(msgspec.Struct):
+    """Who answers."""
+
+    version: str
+    pid: int
+    home: str
+
+
+class Refusal(msgspec.Struct):
+    """Parameters of an error."""
+
+    message: str = ""
+    hint: str = ""
+
+
+T = TypeVar("T")
+
+
+def encode_call(method: str, parameters: Any) -> bytes:
+    """A call as it goes over the socket, NUL included."""
+    call = Call(f"{INTERFACE}.{method}", msgspec.Raw(msgspec.json.encode(parameters)))
+    return msgspec.json.encode(call) + b"\0"
+
+
+def encode_answer(parameters: Any) -> bytes:
+    """An answer as it goes over the socket, NUL included."""
+    return msgspec.json.encode(Answer(msgspec.Raw(msgspec.json.encode(parameters)))) + b"\0"
+
+
+def encode_refusal(error: KitfsError) -> bytes:
+    """An error as it goes over the socket: the category of ``kitfs.errors`` it belongs to, message and hint."""
+    category = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+    raw = msgspec.json.encode(Refusal(str(error)[:4096], error.hint[:1024]))
+    return msgspec.json.encode(Answer(msgspec.Raw(raw), f"{INTERFACE}.{category.__name__}")) + b"\0"
+
+
+def parse_call(message: bytes) -> Call:
+    """Read a call; its parameters stay undecoded.
+
+    Raises:
+        MessageMalformed: when it is none.
+    """
+    return _decode(message, Call)
+
+
+def parse_parameters(raw: msgspec.Raw, kind: type[T]) -> T:
+    """Read the parameters of a call or an answer.
+
+    Raises:
+        MessageMalformed: when fields are missing or of another type.
+    """
+    return _decode(raw, kind)
+
+
+def parse_answer(message: bytes, kind: type[T]) -> T:
+    """Read an answer.
+
+    Raises:
+        MessageMalformed: when it is none.
+        KitfsError: what the daemon refused with, as the category that it named.
+    """
+    answer = _decode(message, Answer)
+    if not answer.error:
+        return _decode(answer.parameters, kind)
+    refusal = _decode(answer.parameters, Refusal)
+    category = getattr(errors, answer.error.rpartition(".")[2], DaemonError)
+    if not (isinstance(category, type) and issubclass(category, KitfsError)):
+        category = DaemonError
+    error = category(refusal.message or answer.error)
+    error.hint = refusal.hint
+    raise error
+
+
+def _decode(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageMalformed(f"not a control message: {error}") from None
+
+
+class Framer:
+    """Cuts a stream into messages. Holds at most one message and one received piece; reads nothing itself."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, piece: bytes) -> None:
+        """Add what was received.
+
+        Raises:
+            MessageMalformed: when a message is longer than ``MESSAGE_SIZE_MAX``; the stream is unusable then.
+        """
+        self._buffer += piece
+        if len(self._buffer) > MESSAGE_SIZE_MAX and self._buffer.find(0, 0, MESSAGE_SIZE_MAX + 1) < 0:
+            raise MessageMalformed(f"a message of more than {MESSAGE_SIZE_MAX} bytes")
+
+    def find_message(self) -> bytes | None:
+        """The next whole message without its NUL, or None when more must be fed."""
+        end = self._buffer.find(0)
+        if end < 0:
+            return None
+        message = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return message
+
+
+# -- the socket's place -----------------------------------------------------------------------------------------
+
+
+def socket_path(
+    home: Path, override: Path | None = None, *, environ: Mapping[str, str] | None = None, uid: int | None = None
+) -> Path:
+    """Where the daemon of a store listens (one per store and uid).
+
+    Makes no folder and looks at no socket; ``make_socket_folder`` and ``check_socket`` do.
+
+    Args:
+        home: The store's folder; its real path counts.
+        override: What ``--socket`` said.
+        environ: Environment, for ``XDG_RUNTIME_DIR``.
+        uid: Whose daemon.
+    """
+    if override is not None:
+        return override
+    real = Path(os.path.realpath(home))
+    if real == SYSTEM_HOME:
+        return SYSTEM_SOCKET
+    uid = os.geteuid() if uid is None else uid
+    name = f"{xxhash.xxh3_64_hexdigest(os.fsencode(real))}.sock"
+    runtime = (os.environ if environ is None else environ).get("XDG_RUNTIME_DIR", "")
+    path = Path(runtime) / "kitfs" / name
+    if _is_folder_of(runtime, uid) and len(os.fsencode(path)) <= SOCKET_PATH_SIZE_MAX:
+        return path
+    return Path(f"/tmp/kitfs-{uid}") / name
+
+
+def _is_folder_of(path: str, uid: int) -> bool:
+    """Whether a user owns this folder; after ``sudo`` XDG_RUNTIME_DIR may still be somebody else's."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return False
+    return path.startswith("/") and stat.S_ISDIR(status.st_mode) and status.st_uid == uid
+
+
+def make_socket_folder(path: Path, *, override: bool = False) -> None:
+    """Make the folder of a socket, 0700, and check that nobody else can write there.
+
+    A folder that ``--socket`` named is the user's business and may be anyone's, as long as it exists.
+
+    Raises:
+        SocketUntrusted: when the folder is a link, somebody else's, or open to others.
+        DaemonUnreachable: when it can not be made.
+    """
+    folder = path.parent
+    if override:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise DaemonUnreachable(f"no folder for the daemon's socket: {error}") from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise SocketUntrusted(folder, "it must be a folder of ours that nobody else can write to")
+
+
+def check_socket(path: Path) -> None:
+    """Look at what lies at the socket's place before connecting to it.
+
+    Raises:
+        FileNotFoundError: when nothing does.
+        SocketUntrusted: when it is a link, no socket, or somebody else's.
+    """
+    status = path.lstat()
+    if not stat.S_ISSOCK(status.st_mode):
+        raise SocketUntrusted(path, "it is not a socket")
+    if os.geteuid() not in (0, status.st_uid):
+        raise SocketUntrusted(path, f"it belongs to uid {status.st_uid}")
+
+
+def peer_uid(connection: Any) -> int:
+    """The uid at the other end of a connected unix socket (SO_PEERCRED, unix(7))."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(raw)[1])
+
+
+def is_fuse_device(descriptor: int) -> bool:
+    """Whether a descriptor is /dev/fuse, told by its device number, in whatever /dev it was opened."""
+    status = os.fstat(descriptor)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == FUSE_DEVICE
+
+
+def encode_descriptors(descriptors: Iterable[int]) -> list[tuple[int, int, bytes]]:
+    """Ancillary data that carries descriptors."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(map(_INT.pack, descriptors)))]
+
+
+def parse_descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that came with a message; they are the caller's to close."""
+    found: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found += [number for (number,) in _INT.iter_unpack(data[: len(data) - len(data) % _INT.size])]
+    return found
+
+
+# -- a client's connection --------------------------------------------------------------------------------------
+
+
+class ControlConnection:
+    """A blocking connection to the daemon. One thread, one call at a time; unusable after an error of its own."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._framer = Framer()
+
+    @classmethod
+    def connect(cls, path: Path, *, timeout_s: float = 5.0) -> Self:
+        """Connect to the daemon at ``path``.
+
+        Raises:
+            DaemonUnreachable: when nobody listens there.
+            SocketUntrusted: when the socket or who listens is neither ours nor root's.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(timeout_s)
+            check_socket(path)
+            connection.connect(os.fspath(path))
+            if os.geteuid() not in (0, peer_uid(connection)):
+                raise SocketUntrusted(path, f"uid {peer_uid(connection)} listens there")
+        except OSError as error:
+            connection.close()
+            raise DaemonUnreachable(f"no daemon answers at {path}: {error.strerror or error}") from None
+        except SocketUntrusted:
+            connection.close()
+            raise
+        return cls(connection)
+
+    def call(
+        self, method: str, parameters: Any, answer: type[T], *, descriptor: int | None = None, timeout_s: float = 30.0
+    ) -> T:
+        """Call a method and wait for its answer.
+
+        Raises:
+            DaemonUnreachable: when the connection breaks or no answer comes in time.
+            MessageMalformed: when the answer is none.
+            KitfsError: what the daemon refused with.
+        """
+        deadline = time.monotonic() + timeout_s
+        message = encode_call(method, parameters)
+        if len(message) > MESSAGE_SIZE_MAX:
+            raise MessageMalformed(f"a call of {len(message)} bytes, more than {MESSAGE_SIZE_MAX}")
+        try:
+            self._socket.settimeout(timeout_s)
+            sent = self._socket.sendmsg([message], [] if descriptor is None else encode_descriptors([descriptor]))
+            self._socket.sendall(message[sent:])
+            return parse_answer(self._receive(deadline), answer)
+        except TimeoutError:
+            raise DaemonUnreachable(f"the daemon did not answer {method} within {timeout_s:g} s") from None
+        except OSError as error:
+            raise DaemonUnreachable(f"the connection to the daemon broke: {error.strerror or error}") from None
+
+    def _receive(self, deadline: float) -> bytes:
+        while (message := self._framer.find_message()) is None:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            piece = self._socket.recv(MESSAGE_SIZE_MAX)
+            if not piece:
+                raise DaemonUnreachable("the daemon closed the connection without an answer")
+            self._framer.feed(piece)
+        return message
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

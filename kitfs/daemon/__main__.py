@@ -1,0 +1,5 @@
+"""``python -m kitfs.daemon``: what ``kitfs.client`` starts when no daemon answers."""
+
+from kitfs.daemon.main import main
+
+main()

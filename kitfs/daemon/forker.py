@@ -1,0 +1,224 @@
+"""The daemon's end of the zygote: keeps one running and has it fork workers.
+
+Used by ``kitfs.daemon.session``. A zygote that dies is followed by another; its workers live on and become the
+daemon's children (it is their subreaper), which reaps them itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import trio
+
+from kitfs.control import encode_descriptors, parse_descriptors
+from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, GO, ForkCall, ZygoteMessage
+from kitfs.daemon.worker import Worker
+from kitfs.errors import DaemonError
+
+log = logging.getLogger(__name__)
+
+_SUBREAPER = 36
+"""PR_SET_CHILD_SUBREAPER (prctl(2))."""
+
+_DEATHS_MAX = 5
+_DEATHS_WINDOW_S = 10.0
+_FORK_TIMEOUT_S = 30.0
+"""A fork takes 2 ms; a zygote that has just been started needs 0.2 s of imports first."""
+
+
+class ForkFailed(DaemonError):
+    """No worker could be forked."""
+
+
+@dataclass
+class _Pending:
+    """A fork call under way."""
+
+    control: socket.socket
+    done: trio.Event = field(default_factory=trio.Event)
+    worker: Worker | None = None
+    error: str = ""
+
+
+class _Zygote:
+    """One zygote process and our end of its socket."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-P", "-m", "kitfs.daemon.zygote", str(number)]
+            actions = [(os.POSIX_SPAWN_DUP2, number, number)]
+            self.pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+        self.pidfd = os.pidfd_open(self.pid)
+        self.socket = trio.socket.from_stdlib_socket(ours)
+
+    def end(self) -> None:
+        """Kill, reap and forget it."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.socket.close()
+
+
+class Forker:
+    """Forks workers. One per daemon; ``run`` must be running."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._zygote: _Zygote | None = None
+        self._wanted = trio.Event()
+        self._zygote_came = trio.Event()
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._workers: dict[int, Worker] = {}
+        self._sending = trio.Lock()
+
+    @property
+    def zygote_pid(self) -> int:
+        """Process id of the zygote, 0 while there is none."""
+        return self._zygote.pid if self._zygote else 0
+
+    async def run(self) -> None:
+        """Keep a zygote until cancelled. After 5 deaths in 10 s the next one comes with the next fork call."""
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+        deaths: deque[float] = deque(maxlen=_DEATHS_MAX)
+        async with trio.open_nursery() as watchers:
+            while True:
+                await self._follow(watchers)
+                deaths.append(trio.current_time())
+                if len(deaths) == _DEATHS_MAX and deaths[-1] - deaths[0] < _DEATHS_WINDOW_S:
+                    log.error("the zygote died %d times within %g s", _DEATHS_MAX, _DEATHS_WINDOW_S)
+                    self._wanted = trio.Event()
+                    await self._wanted.wait()
+
+    async def _follow(self, watchers: trio.Nursery) -> None:
+        """Start a zygote and listen to it until it dies."""
+        zygote = self._zygote = _Zygote()
+        self._zygote_came.set()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, zygote, watchers)
+                await trio.lowlevel.wait_readable(zygote.pidfd)
+                nursery.cancel_scope.cancel()
+            self._drain(zygote, watchers)
+            log.warning("the zygote (process %d) died, starting another", zygote.pid)
+        finally:
+            self._zygote = None
+            self._zygote_came = trio.Event()
+            zygote.end()
+            self._note_death()
+
+    def _note_death(self) -> None:
+        for pending in self._pending.values():
+            pending.error = "the zygote died"
+            pending.done.set()
+        for worker in self._workers.values():
+            worker.note_orphaned()
+
+    async def _listen(self, zygote: _Zygote, watchers: trio.Nursery) -> None:
+        while True:
+            raw, ancillary, _, _ = await zygote.socket.recvmsg(
+                DATAGRAM_SIZE_MAX, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC
+            )
+            if not raw:
+                return
+            self._take(raw, parse_descriptors(ancillary), watchers)
+
+    def _drain(self, zygote: _Zygote, watchers: trio.Nursery) -> None:
+        """Take what a dead zygote had still said."""
+        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        with socket.socket(fileno=os.dup(zygote.socket.fileno())) as rest, contextlib.suppress(OSError):
+            while True:
+                raw, ancillary, _, _ = rest.recvmsg(DATAGRAM_SIZE_MAX, socket.CMSG_LEN(4), flags)
+                if not raw:
+                    return
+                self._take(raw, parse_descriptors(ancillary), watchers)
+
+    def _take(self, raw: bytes, descriptors: list[int], watchers: trio.Nursery) -> None:
+        message = msgspec.json.decode(raw, type=ZygoteMessage)
+        pending = self._pending.get(message.number)
+        if pending is not None and message.pid and descriptors:
+            control = trio.socket.from_stdlib_socket(pending.control)
+            pending.worker = Worker(message.pid, descriptors.pop(), control)
+            self._workers[message.pid] = pending.worker
+            watchers.start_soon(self._watch, pending.worker)
+        if pending is not None:
+            pending.error = message.error
+            pending.done.set()
+        elif message.exit_code is not None and message.pid in self._workers:
+            self._workers[message.pid].note_reaped(message.exit_code)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    async def _watch(self, worker: Worker) -> None:
+        try:
+            await worker.watch()
+        finally:
+            if self._workers.get(worker.pid) is worker:
+                del self._workers[worker.pid]
+
+    async def fork(self, session: str, *, device: int, init: bytes, resend: bool) -> Worker:
+        """Fork a worker that serves ``session``.
+
+        Args:
+            session: The session's id.
+            device: The connection's device, which the worker gets a copy of.
+            init: The copy of INIT that its libfuse reads.
+            resend: Whether it follows a worker that died.
+
+        Raises:
+            ForkFailed: when there is no zygote, it died meanwhile, or it can not fork.
+        """
+        call = ForkCall(next(self._numbers), os.fspath(self._home), session, resend)
+        init_ours, init_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control_ours, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pending = _Pending(control_ours)
+        try:
+            with init_ours, init_theirs, control_theirs:
+                init_ours.send(init)
+                await self._call(call, pending, [device, init_theirs.fileno(), control_theirs.fileno()])
+        finally:
+            if pending.worker is None:
+                control_ours.close()
+        assert pending.worker is not None
+        await pending.worker.send(GO)
+        return pending.worker
+
+    async def _call(self, call: ForkCall, pending: _Pending, descriptors: list[int]) -> None:
+        self._pending[call.number] = pending
+        self._wanted.set()
+        try:
+            with trio.fail_after(_FORK_TIMEOUT_S):
+                await self._zygote_came.wait()
+                async with self._sending:
+                    await self._send(call, descriptors)
+                await pending.done.wait()
+        except trio.TooSlowError:
+            if self._zygote:
+                os.kill(self._zygote.pid, signal.SIGKILL)
+            raise ForkFailed(f"the zygote did not fork a worker within {_FORK_TIMEOUT_S:g} s") from None
+        finally:
+            del self._pending[call.number]
+        if pending.worker is None:
+            raise ForkFailed(f"no worker could be forked: {pending.error}")
+
+    async def _send(self, call: ForkCall, descriptors: list[int]) -> None:
+        if self._zygote is None:
+            raise ForkFailed("no worker could be forked: the zygote died")
+        try:
+            await self._zygote.socket.sendmsg([msgspec.json.encode(call)], encode_descriptors(descriptors))
+        except OSError as error:
+            raise ForkFailed(f"no worker could be forked: {error.strerror}") from None

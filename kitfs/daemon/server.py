@@ -1,0 +1,215 @@
+"""The control server: bounded conversations over the daemon's unix socket.
+
+Used by ``kitfs.daemon.service``. Only the daemon's own uid and root are heard (SO_PEERCRED). A connection has
+``CALL_TIMEOUT_S`` for each whole call and no more than ``MESSAGE_SIZE_MAX`` bytes for it; when ``CONNECTIONS_MAX``
+are open, the one that has been silent longest makes room for the next. Nothing here touches a mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from kitfs import __version__, control
+from kitfs.control import MessageMalformed, Nothing
+from kitfs.daemon.table import Table
+from kitfs.errors import BusyError, KitfsError, UsageError
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 256
+CALL_TIMEOUT_S = 10.0
+"""For sending a whole call, and for taking an answer."""
+
+WAIT_MAX_S = 60.0
+_PIECE_SIZE = 16 << 10
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class MethodUnknown(UsageError):
+    """A method that this daemon does not have."""
+
+
+class DescriptorRefused(UsageError):
+    """A descriptor where none belongs, none where one does, several, or not /dev/fuse."""
+
+
+class DaemonBusy(BusyError):
+    """The daemon can not do this now."""
+
+
+class _Conversation:
+    """One connection: what was received of the next call, and the descriptors that came with it."""
+
+    def __init__(self, stream: trio.socket.SocketType) -> None:
+        self.stream = stream
+        self.scope = trio.CancelScope()
+        self.answering = False
+        self._framer = control.Framer()
+        self._descriptors: list[int] = []
+
+    async def receive(self) -> bytes | None:
+        """The next call, or None when the peer has closed its end."""
+        while (message := self._framer.find_message()) is None:
+            piece, ancillary, flags, _ = await self.stream.recvmsg(
+                _PIECE_SIZE, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC
+            )
+            self._descriptors += control.parse_descriptors(ancillary)
+            if flags & socket.MSG_CTRUNC or len(self._descriptors) > 1:
+                raise DescriptorRefused("a call carries at most one descriptor")
+            if not piece:
+                return None
+            self._framer.feed(piece)
+        return message
+
+    def take_device(self) -> int:
+        """The descriptor that came with the call; the caller closes it.
+
+        Raises:
+            DescriptorRefused: when there is none, or it is not /dev/fuse.
+        """
+        if not self._descriptors:
+            raise DescriptorRefused("the call needs the descriptor of /dev/fuse")
+        if not control.is_fuse_device(self._descriptors[0]):
+            raise DescriptorRefused("the descriptor that came along is not /dev/fuse")
+        return self._descriptors.pop()
+
+    async def answer(self, raw: bytes) -> None:
+        """Send an answer, within ``CALL_TIMEOUT_S``."""
+        with trio.fail_after(CALL_TIMEOUT_S):
+            while raw:
+                raw = raw[await self.stream.send(raw) :]
+
+    def close(self) -> None:
+        """Close the connection and every descriptor that nobody took."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
+        self.stream.close()
+
+
+class Server:
+    """Answers calls about the mounts of one table.
+
+    Args:
+        table: The sessions.
+        home: The store, as ``Ping`` tells it.
+        stop: Called when ``Stop`` was granted.
+    """
+
+    def __init__(self, table: Table, home: str, stop: Callable[[], None]) -> None:
+        self._table = table
+        self._home = home
+        self._stop = stop
+        self._stopping = False
+        self._conversations: dict[_Conversation, None] = {}
+        self._methods: dict[str, Callable[[_Conversation, control.Call], Awaitable[Any]]] = {
+            "List": self._list,
+            "Mount": self._mount,
+            "Ping": self._ping,
+            "Stop": self._grant_stop,
+            "WaitEnded": self._wait_ended,
+        }
+
+    async def serve(self, listener: trio.socket.SocketType) -> None:
+        """Accept connections until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    stream, _ = await listener.accept()
+                except OSError as error:
+                    if error.errno not in _OUT_OF_DESCRIPTORS:
+                        raise
+                    log.error("a connection can not be accepted: %s", error)
+                    if not self._make_room():
+                        await trio.sleep(0.1)
+                    continue
+                self._admit(stream, nursery)
+
+    def _admit(self, stream: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        uid = control.peer_uid(stream)
+        if uid not in (0, os.geteuid()):
+            log.warning("a connection of uid %d was refused", uid)
+            stream.close()
+            return
+        if len(self._conversations) >= CONNECTIONS_MAX and not self._make_room():
+            stream.close()
+            return
+        conversation = _Conversation(stream)
+        self._conversations[conversation] = None
+        nursery.start_soon(self._converse, conversation)
+
+    def _make_room(self) -> bool:
+        """End the connection that has waited longest without a whole call. False when all are being answered."""
+        for conversation in self._conversations:
+            if not conversation.answering:
+                del self._conversations[conversation]
+                conversation.scope.cancel()
+                return True
+        return False
+
+    async def _converse(self, conversation: _Conversation) -> None:
+        try:
+            with conversation.scope:
+                await self._answer_calls(conversation)
+        except (OSError, trio.TooSlowError) as error:
+            log.info("a connection ended: %r", error)
+        finally:
+            self._conversations.pop(conversation, None)
+            conversation.close()
+
+    async def _answer_calls(self, conversation: _Conversation) -> None:
+        while True:
+            try:
+                with trio.fail_after(CALL_TIMEOUT_S):
+                    message = await conversation.receive()
+                if message is None:
+                    return
+                conversation.answering = True
+                answer = control.encode_answer(await self._dispatch(conversation, control.parse_call(message)))
+            except (MessageMalformed, DescriptorRefused) as error:
+                await conversation.answer(control.encode_refusal(error))
+                return
+            except KitfsError as error:
+                answer = control.encode_refusal(error)
+            await conversation.answer(answer)
+            conversation.answering = False
+            if self._stopping:
+                self._stop()
+
+    async def _dispatch(self, conversation: _Conversation, call: control.Call) -> Any:
+        interface, _, name = call.method.rpartition(".")
+        method = self._methods.get(name)
+        if interface != control.INTERFACE or method is None:
+            raise MethodUnknown(f"the daemon has no method {call.method[:100]!r}")
+        return await method(conversation, call)
+
+    async def _ping(self, _conversation: _Conversation, _call: control.Call) -> control.PingAnswer:
+        return control.PingAnswer(__version__, os.getpid(), self._home)
+
+    async def _list(self, _conversation: _Conversation, _call: control.Call) -> control.ListAnswer:
+        return control.ListAnswer(await self._table.states())
+
+    async def _mount(self, conversation: _Conversation, call: control.Call) -> Nothing:
+        parameters = control.parse_parameters(call.parameters, control.MountCall)
+        await self._table.mount(parameters, conversation.take_device())
+        return Nothing()
+
+    async def _wait_ended(self, _conversation: _Conversation, call: control.Call) -> control.WaitEndedAnswer:
+        parameters = control.parse_parameters(call.parameters, control.WaitEndedCall)
+        timeout_s = min(max(parameters.timeout_s, 0.0), WAIT_MAX_S)
+        return control.WaitEndedAnswer(await self._table.wait_ended(parameters.session, timeout_s))
+
+    async def _grant_stop(self, _conversation: _Conversation, _call: control.Call) -> Nothing:
+        if len(self._table):
+            error = DaemonBusy(f"the daemon serves {len(self._table)} mount(s)")
+            error.hint = "kitfs umount --all"
+            raise error
+        self._stopping = True
+        return Nothing()

@@ -1,0 +1,212 @@
+"""The running daemon: socket, locks, and the tasks that live as long as it does.
+
+Used by ``kitfs.daemon.main``. Two locks (flock) order everything: the *store lock*, on the store's folder, is held
+for the daemon's whole life, so a store has one daemon; the *start lock*, beside the socket, is held by whoever starts
+a daemon until it listens, and by a daemon that ends because it is idle, so nobody meets one that is half way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from kitfs.daemon.forker import Forker
+from kitfs.daemon.server import Server
+from kitfs.daemon.table import Table
+from kitfs.errors import BusyError, DaemonError, KitfsError
+
+log = logging.getLogger(__name__)
+
+LOCK_TIMEOUT_S = 10
+"""For how long a daemon that is just ending is waited for."""
+
+_BACKLOG = 1024
+
+
+class StoreHasDaemon(BusyError):
+    """Another daemon serves this store."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(f"another daemon serves the store {home}")
+        self.hint = "kitfs daemon stop"
+
+
+class SocketPathTaken(DaemonError):
+    """Something that is not our socket lies where the socket belongs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run.
+
+    Attributes:
+        home: The store's folder, its real path.
+        socket: Where to listen.
+        idle_s: End when there was no mount for so long; 0 is never.
+        start_lock_held: Whether whoever started us holds the start lock.
+        ready: Called when connections are accepted.
+    """
+
+    home: Path
+    socket: Path
+    idle_s: float
+    start_lock_held: bool
+    ready: Callable[[], None]
+
+
+def run(plan: Plan) -> None:
+    """Serve until stopped, idle, or told by SIGTERM or SIGINT. No mount is served any more when it returns.
+
+    Raises:
+        StoreHasDaemon: when another daemon serves the store.
+        SocketPathTaken: when the socket can not be made.
+    """
+    _raise_descriptor_limit()
+    os.umask(0o077)
+    with contextlib.ExitStack() as stack:
+        start_lock = stack.enter_context(contextlib.ExitStack())
+        if not plan.start_lock_held:
+            start_lock.enter_context(lock(start_lock_path(plan.socket), DaemonError("the daemon can not be started")))
+        stack.enter_context(lock(plan.home, StoreHasDaemon(plan.home)))
+        listener = stack.enter_context(_listen(plan.socket))
+        plan.ready()
+        start_lock.close()
+        trio.run(_serve, plan, listener)
+
+
+async def _serve(plan: Plan, listener: socket.socket) -> None:
+    forker = Forker(plan.home)
+    async with trio.open_nursery() as outer:
+        outer.start_soon(forker.run)
+        async with trio.open_nursery() as nursery:
+            stop = nursery.cancel_scope.cancel
+            table = Table(plan.home, forker, nursery)
+            server = Server(table, os.fspath(plan.home), stop)
+            nursery.start_soon(_obey_signals, stop)
+            nursery.start_soon(server.serve, trio.socket.from_stdlib_socket(listener))
+            if plan.idle_s:
+                nursery.start_soon(_end_when_idle, plan, table, stop)
+        outer.cancel_scope.cancel()
+    log.info("the daemon ends")
+
+
+async def _obey_signals(stop: Callable[[], None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("signal %d", number)
+            stop()
+
+
+async def _end_when_idle(plan: Plan, table: Table, stop: Callable[[], None]) -> None:
+    while True:
+        changed = table.changed
+        if len(table):
+            await changed.wait()
+            continue
+        with trio.move_on_after(plan.idle_s) as scope:
+            await changed.wait()
+        if scope.cancelled_caught and not len(table) and _close_quietly(plan):
+            log.info("no mount for %g s", plan.idle_s)
+            stop()
+            return
+
+
+def _close_quietly(plan: Plan) -> bool:
+    """Take the socket away unless somebody is just starting a daemon. True when it is gone."""
+    try:
+        with lock(start_lock_path(plan.socket), BusyError(), timeout_s=0):
+            plan.socket.unlink(missing_ok=True)
+    except BusyError:
+        return False
+    return True
+
+
+def start_lock_path(path: Path) -> Path:
+    """The file of the start lock."""
+    return path.with_name(f"{path.name}.lock")
+
+
+@contextlib.contextmanager
+def lock(path: Path, otherwise: KitfsError, *, timeout_s: int = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Hold the flock of a folder, or of a file that is made when it is absent and stays.
+
+    Main thread only when ``timeout_s`` is not 0: SIGALRM ends the wait.
+
+    Raises:
+        KitfsError: ``otherwise``, when somebody else holds it for longer than ``timeout_s``.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        if not _take_lock(descriptor, timeout_s):
+            raise otherwise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take_lock(descriptor: int, timeout_s: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    if timeout_s == 0:
+        return False
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(timeout_s)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except TimeoutError:
+        return False
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return True
+
+
+@contextlib.contextmanager
+def _listen(path: Path) -> Iterator[socket.socket]:
+    """Listen at ``path``, mode 0600; a socket of ours that a dead daemon left is replaced, anything else is not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            pass
+        else:
+            if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+                raise SocketPathTaken(f"{path} is taken by something that is not the daemon's socket")
+            path.unlink()
+        try:
+            listener.bind(os.fspath(path))
+        except OSError as error:
+            raise SocketPathTaken(f"the daemon can not listen at {path}: {error.strerror or error}") from None
+        listener.listen(_BACKLOG)
+        ours = path.lstat()
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                now = path.lstat()
+                if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino):
+                    path.unlink()
+
+
+def _raise_descriptor_limit() -> None:
+    """A mount takes 5 descriptors of the daemon, so 1000 mounts need more than the usual 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))

@@ -1,0 +1,136 @@
+"""The zygote: a process with everything imported and one thread, which forks a worker in 2 ms.
+
+``python -m kitfs.daemon.zygote FD`` is started by ``kitfs.daemon.forker`` with one end of a SOCK_SEQPACKET pair. It
+has no event loop, opens no index, parses nothing but the daemon's own messages, and ends when the daemon does. Its
+children (the workers) outlive it: they are then the daemon's to reap. It keeps no descriptor of theirs.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from kitfs.control import parse_descriptors
+from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, FORK_DESCRIPTORS, GO, ForkCall, ZygoteMessage
+
+log = logging.getLogger(__name__)
+
+_ENDED_BADLY = 70
+"""Exit code of a worker that an exception ended (EX_SOFTWARE, sysexits.h)."""
+
+
+class Zygote:
+    """Answers fork calls and reports deaths. One thread."""
+
+    def __init__(self, daemon: socket.socket) -> None:
+        self._daemon = daemon
+        self._poll = select.poll()
+        self._poll.register(daemon, select.POLLIN)
+        self._children: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Serve until the daemon's end of the socket is closed."""
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor in self._children:
+                    self._report_death(descriptor)
+                elif not self._answer():
+                    return
+
+    def _answer(self) -> bool:
+        room = socket.CMSG_LEN(4 * FORK_DESCRIPTORS)
+        raw, ancillary, _, _ = self._daemon.recvmsg(DATAGRAM_SIZE_MAX, room, socket.MSG_CMSG_CLOEXEC)
+        descriptors = parse_descriptors(ancillary)
+        if not raw:
+            return False
+        call = msgspec.json.decode(raw, type=ForkCall)
+        try:
+            self._fork(call, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _fork(self, call: ForkCall, descriptors: list[int]) -> None:
+        if len(descriptors) != FORK_DESCRIPTORS:
+            self._send(ZygoteMessage(number=call.number, error=f"{len(descriptors)} descriptors came along"))
+            return
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._send(ZygoteMessage(number=call.number, error=f"fork: {error.strerror}"))
+            return
+        if pid == 0:
+            self._become_worker(call, descriptors)
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = pid
+        self._poll.register(pidfd, select.POLLIN)
+        self._send(ZygoteMessage(number=call.number, pid=pid), pidfd)
+
+    def _report_death(self, pidfd: int) -> None:
+        pid = self._children.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self._send(ZygoteMessage(pid=pid, exit_code=os.waitstatus_to_exitcode(status)))
+
+    def _send(self, message: ZygoteMessage, descriptor: int | None = None) -> None:
+        rights = [] if descriptor is None else [descriptor]
+        try:
+            socket.send_fds(self._daemon, [msgspec.json.encode(message)], rights)
+        except OSError as error:
+            log.warning("the daemon does not listen: %s", error)
+
+    def _become_worker(self, call: ForkCall, descriptors: list[int]) -> NoReturn:
+        try:
+            self._daemon.close()
+            for pidfd in self._children:
+                os.close(pidfd)
+            name_process("kitfs-worker")
+            device, init, control = descriptors
+            if os.read(control, len(GO)) == GO:
+                _serve(call, device, init, control)
+        except BaseException:  # nothing may return into the zygote's loop from a child
+            log.exception("worker of session %s", call.session)
+            os._exit(_ENDED_BADLY)
+        os._exit(0)
+
+
+def _serve(call: ForkCall, device: int, init: int, control: int) -> None:
+    from kitfs.fuse.worker import run_worker
+
+    run_worker(
+        home=Path(call.home), session_id=call.session, device=device, init=init, control=control, resend=call.resend
+    )
+
+
+def name_process(name: str) -> None:
+    """Set the name that ``ps`` shows, at most 15 characters (proc(5), ``comm``)."""
+    Path("/proc/self/comm").write_text(name, "ascii")
+
+
+def main(arguments: list[str]) -> None:
+    """Import everything that a worker needs, then fork workers on request."""
+    logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO)
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    name_process("kitfs-zygote")
+    import kitfs.fuse.worker  # noqa: F401 - imported once here, shared by all children
+
+    gc.collect()
+    gc.freeze()
+    with socket.socket(fileno=int(arguments[0])) as daemon:
+        Zygote(daemon).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
