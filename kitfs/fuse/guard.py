@@ -1,0 +1,184 @@
+"""The one wrapper around every FUSE handler, and the one table from errors to errno.
+
+Anything but ``FUSEError`` that leaves a pyfuse3 handler ends the session with the request unanswered, and the kernel
+would hand the same request to the next worker. So nothing else leaves one: a result of a wrong type is an error too,
+because pyfuse3 would raise it after the handler. Used by ``kitfs.fuse.operations`` only.
+
+A handler must not be cancelled: the reader would get an error for a request that a successor could have answered.
+Where a handler awaits anything it shields itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyfuse3
+
+from kitfs.errors import IntegrityError, KitfsError
+from kitfs.modelkit.served import IsADirectory, NotADirectory
+from kitfs.modelkit.tree import NodeNotFound
+
+log = logging.getLogger(__name__)
+
+_EXPECTED: dict[type[KitfsError], int] = {
+    NodeNotFound: errno.ENOENT,
+    NotADirectory: errno.ENOTDIR,
+    IsADirectory: errno.EISDIR,
+}
+"""Errors that answer a question; every other one means that something is broken, is logged and is EIO."""
+
+_RESERVED = frozenset(
+    {errno.ENOSYS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE, errno.ENOTCONN, errno.ENODEV}
+)
+"""Errno with a meaning of their own for the kernel or for readers, such as "never ask this again" (ENOSYS), or "no such
+name", which would be cached for ever; one that comes from the store's files says none of that."""
+
+_ERRNO_MAX = 511
+"""The kernel refuses an answer with a larger one, and its request stays unanswered (``fuse_dev_do_write``)."""
+
+_MESSAGES_MAX = 1000
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one worker has done.
+
+    Attributes:
+        reads: READ requests answered.
+        bytes_read: Bytes in those answers.
+        opens: Files opened.
+        lookups: Names looked up.
+        errors: Requests that failed because something is broken.
+        native: Files opened that are plain files in the store.
+    """
+
+    reads: int = 0
+    bytes_read: int = 0
+    opens: int = 0
+    lookups: int = 0
+    errors: int = 0
+    native: int = 0
+    _messages: set[str] = field(default_factory=set)
+
+    def note_failure(self, message: str, error: BaseException) -> None:
+        """Count a failure and log it with its place; the same message once, a thousand messages at most."""
+        self.errors += 1
+        if len(self._messages) < _MESSAGES_MAX and message not in self._messages:
+            self._messages.add(message)
+            known = isinstance(error, KitfsError | OSError)
+            log.error("%s", message, exc_info=None if known else error)
+
+
+class ResultWrong(KitfsError):
+    """A handler's result is nothing that pyfuse3 can send."""
+
+    def __init__(self, handler: str, result: object) -> None:
+        super().__init__(f"{handler} returned {type(result).__name__}")
+        self.handler = handler
+
+
+class ReadShort(IntegrityError):
+    """Fewer or more bytes than a READ must be answered with.
+
+    The kernel would take a short answer for the end of the file and keep the file that short for every later open.
+    """
+
+    def __init__(self, inode: int, start: int, stop: int, size: int) -> None:
+        super().__init__(f"inode {inode}: {size} bytes for the range {start} to {stop}")
+        self.inode = inode
+        self.start = start
+        self.stop = stop
+        self.size = size
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that a reader gets for an error."""
+    for kind, number in _EXPECTED.items():
+        if isinstance(error, kind):
+            return number
+    number = error.errno or 0 if isinstance(error, OSError) else 0
+    return number if 0 < number <= _ERRNO_MAX and number not in _RESERVED else errno.EIO
+
+
+def _is_handle(result: object) -> bool:
+    return isinstance(result, int) and 0 <= result < 1 << 64
+
+
+def _is_buffer(result: object) -> bool:
+    return isinstance(result, bytes | bytearray) or (isinstance(result, memoryview) and result.c_contiguous)
+
+
+def _is_name(result: object) -> bool:
+    return isinstance(result, bytes) and b"\0" not in result
+
+
+def _is_names(result: object) -> bool:
+    return isinstance(result, list | tuple) and all(_is_name(name) for name in result)
+
+
+def _is_nothing(result: object) -> bool:
+    return result is None
+
+
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda result: isinstance(result, kind)
+
+
+_CHECKS: dict[str, Callable[[object], bool]] = {
+    "lookup": _is(pyfuse3.EntryAttributes),
+    "getattr": _is(pyfuse3.EntryAttributes),
+    "readlink": _is_name,
+    "open": _is(pyfuse3.FileInfo),
+    "read": _is_buffer,
+    "opendir": _is_handle,
+    "statfs": _is(pyfuse3.StatvfsData),
+    "getxattr": _is(bytes),
+    "listxattr": _is_names,
+    "access": _is(bool),
+}
+"""What a handler must return; a handler that is not here returns nothing."""
+
+HANDLERS = tuple(name for name, _ in inspect.getmembers(pyfuse3.Operations, inspect.iscoroutinefunction))
+"""Every request handler that this pyfuse3 knows."""
+
+_Handler = Callable[..., Awaitable[Any]]
+_Class = TypeVar("_Class", bound=type[pyfuse3.Operations])
+
+
+def guard(operations: _Class) -> _Class:
+    """Wrap every handler of a class, inherited ones too. The instances have ``counters``."""
+    for name in HANDLERS:
+        setattr(operations, name, _guarded(name, getattr(operations, name)))
+    return operations
+
+
+def _guarded(name: str, handler: _Handler) -> _Handler:
+    fits = _CHECKS.get(name, _is_nothing)
+
+    @functools.wraps(handler)
+    async def guarded(self: Any, *arguments: Any) -> Any:
+        try:
+            result = await handler(self, *arguments)
+            if fits(result):
+                return result
+            raise ResultWrong(name, result)
+        except (pyfuse3.FUSEError, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - one that leaves ends the session, SystemExit and Cancelled too
+            number = errno_of(error)
+            if type(error) not in _EXPECTED:
+                self.counters.note_failure(_describe(name, arguments, error), error)
+        raise pyfuse3.FUSEError(number)
+
+    return guarded
+
+
+def _describe(name: str, arguments: tuple[Any, ...], error: BaseException) -> str:
+    place = ", ".join(repr(argument) for argument in arguments if isinstance(argument, int | bytes))
+    return f"{name}({place[:200]}): {type(error).__name__}: {error}"

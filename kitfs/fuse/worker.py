@@ -1,0 +1,164 @@
+"""The worker process: serves one mount, from a session's record alone.
+
+Forked by ``kitfs.daemon.zygote``, and by nobody else. It opens store and session after the fork, takes the device
+over from the daemon, answers the daemon's questions on a SOCK_SEQPACKET socket, and ends when the device is gone.
+When the daemon dies it goes on serving.
+
+It never opens or stats a path below a mount, starts no process, and lets no descriptor be inherited: a process that
+holds both a mount's device and a file below it hangs in exit, unkillable.
+
+Privilege: no capabilities from the start, no way to new ones, not dumpable. The store belongs to its uid, and that is
+all it needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import struct
+from pathlib import Path
+from typing import NoReturn
+
+import trio
+
+from kitfs.errors import KitfsError
+from kitfs.fuse.guard import Counters
+from kitfs.fuse.handover import Handover, run_session
+from kitfs.fuse.operations import KitOperations
+from kitfs.modelkit.view import View, open_view
+from kitfs.store.store import Store
+
+log = logging.getLogger(__name__)
+
+_DATAGRAM_SIZE_MAX = 4096
+_FAILED = 70
+"""Exit code of a worker that could not serve (EX_SOFTWARE, sysexits.h)."""
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+"""``linux/prctl.h`` and ``linux/capability.h``."""
+
+
+def run_worker(*, home: Path, session_id: str, device: int, init: int, control: int, resend: bool) -> NoReturn:
+    """Serve a session until its mount is gone, then end the process: 0 when it is gone, 70 when serving failed.
+
+    Args:
+        home: The store.
+        session_id: The session.
+        device: The connection's device.
+        init: The SOCK_SEQPACKET end that holds the copy of INIT.
+        control: A SOCK_SEQPACKET socket to the daemon.
+        resend: Whether a worker that had this device has died and has been reaped.
+    """
+    code = _FAILED
+    connection = socket.socket(fileno=control)
+    try:
+        _prepare_process()
+        with Store.open(home, create=False) as store, store.open_session(session_id) as session:
+            serve(open_view(store, session), Handover(device=device, init=init, resend=resend), connection)
+        code = 0
+    except (KitfsError, OSError) as error:
+        log.error("session %s: %s", session_id, error)
+        _report_failure(connection, error)
+    except BaseException as error:  # nothing may return into the zygote from its child
+        log.exception("session %s", session_id)
+        _report_failure(connection, error)
+    logging.shutdown()
+    os._exit(code)
+
+
+def serve(view: View, handover: Handover, connection: socket.socket) -> None:
+    """Serve a view on a connection until that is gone. Runs a trio loop of its own.
+
+    Args:
+        view: What is shown.
+        handover: The connection.
+        connection: The control socket.
+
+    Raises:
+        HandoverFailed: when the device can not be taken over.
+    """
+    trio.run(_serve, view, handover, connection)
+
+
+async def _serve(view: View, handover: Handover, connection: socket.socket) -> None:
+    operations = KitOperations(view, handover.take)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_answer_daemon, handover, connection, operations.counters)
+        await run_session(operations, handover)
+        nursery.cancel_scope.cancel()
+
+
+async def _answer_daemon(handover: Handover, connection: socket.socket, counters: Counters) -> None:
+    """Say when it serves, then answer questions; returns when the daemon is gone."""
+    await handover.taken.wait()
+    daemon = trio.socket.from_stdlib_socket(connection)
+    try:
+        await daemon.send(b'{"ready": true}')
+        while question := await daemon.recv(_DATAGRAM_SIZE_MAX):
+            if parse_question(question):
+                await daemon.send(encode_counters(counters))
+    except OSError as error:
+        log.info("the daemon is gone: %s", error)
+
+
+def parse_question(datagram: bytes) -> bool:
+    """Whether a datagram asks for counters; anything else is passed over."""
+    try:
+        question = json.loads(datagram)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(question, dict) and question.get("stats") is True
+
+
+def encode_counters(counters: Counters) -> bytes:
+    """The answer to a question for counters."""
+    native = counters.native / counters.opens if counters.opens else 0.0
+    state = "native" if native == 1 else "partial" if native else "lazy"
+    names = ("reads", "bytes_read", "opens", "lookups", "errors")
+    answer: dict[str, float | str] = {name: getattr(counters, name) for name in names}
+    return json.dumps({**answer, "native": native, "state": state}).encode()
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities of the calling thread and of every thread that it starts later.
+
+    With no_new_privs set, no program that it might execute gets them back.
+
+    Raises:
+        OSError: when the kernel refuses, which it does not for fewer than there are (capset(2)).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    if libc.capset(header, bytes(24)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "capset")
+
+
+def _prepare_process() -> None:
+    os.chdir("/")
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    drop_capabilities()
+
+
+def _report_failure(connection: socket.socket, error: BaseException) -> None:
+    message = f"{error}" if isinstance(error, KitfsError | OSError) else f"{type(error).__name__}: {error}"
+    try:
+        connection.send(json.dumps({"failed": message[:2000] or type(error).__name__}).encode())
+    except OSError as gone:
+        log.info("the daemon is gone: %s", gone)
