@@ -1,0 +1,297 @@
+"""Changes: what becomes visible in the store does so together, or not at all.
+
+Used by import, pack, tag, remove and materialising. ``commit`` is steps 5 and 6 of store.md 2. A change that
+has both records and tags is two transactions around the log::
+
+    txn 1   blobs, layers, manifests, members     whole content that no tag names: harmless, GC's if we die here
+    log     the line of tags.log, fsynced         from here on the next opening finishes the change
+    txn 2   tags, position in the log             acknowledged
+
+so that whatever a log line names has its records before the line is written, tables of contents included, which
+could not be made again here. A second commit costs 0.2 ms. The line is written inside txn 2, whose holder is the
+only writer of the log in all processes. One change is one thread's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kitfs.digest import Digest
+from kitfs.errors import KitfsError
+from kitfs.store import catalog, durable, schema, tags, tags_log
+from kitfs.store.errors import BlobNotFound, LimitExceeded, ManifestIncomplete, MemberNotFound, SizeMismatch
+from kitfs.store.index import Index, Txn
+from kitfs.store.lease import Lease, Placement
+from kitfs.store.records import (
+    BlobForm,
+    BlobRecord,
+    LayerRecord,
+    LogPosition,
+    ManifestRecord,
+    MemberRecord,
+    Stamp,
+    TagRecord,
+    TocMember,
+)
+from kitfs.store.stamp import find_status, is_settled, settle, stamp_of
+from kitfs.store.tags_log import LogLine, LogSet
+
+
+@dataclass(slots=True)
+class _Blob:
+    size: int
+    media_type: str
+    origin: str
+    form: BlobForm | None
+
+
+@dataclass(slots=True)
+class _Layer:
+    record: LayerRecord
+    toc: Sequence[TocMember]
+    span_checksums: bytes
+
+
+@dataclass(slots=True)
+class _Member:
+    size: int
+    stamp: Stamp | None
+
+
+@dataclass(slots=True)
+class _Pending:
+    blobs: dict[Digest, _Blob] = field(default_factory=dict)
+    layers: dict[Digest, _Layer] = field(default_factory=dict)
+    manifests: dict[Digest, ManifestRecord] = field(default_factory=dict)
+    members: dict[Digest, _Member] = field(default_factory=dict)
+    set: list[tuple[str, str, Digest, str]] = field(default_factory=list)
+    removed: list[tuple[str, str]] = field(default_factory=list)
+
+    def has_records(self) -> bool:
+        return bool(self.blobs or self.layers or self.manifests or self.members)
+
+
+class Change:
+    """A set of records and tag changes; get it from ``Store.change``. Nothing shows before ``commit``."""
+
+    def __init__(self, index: Index, lease: Lease) -> None:
+        self._index = index
+        self._lease = lease
+        self._layout = lease.layout
+        self._pending = _Pending()
+
+    def add_blob(
+        self, digest: Digest, size: int, *, media_type: str = "", origin: str = "here", form: BlobForm | None = None
+    ) -> None:
+        """Record a blob whose file is in place; the lease holds it from now on.
+
+        Args:
+            digest: Its digest.
+            size: Its size; the file must have it when the change is committed.
+            media_type: Under which it was seen; added to those that are recorded.
+            origin: Where it came from.
+            form: How its file came to be, where neither this lease nor an earlier record knows.
+
+        Raises:
+            BlobNotFound: when there is no such file.
+            StoreWriteFailed, LeaseEnded: when it can not be held.
+        """
+        self._lease.hold(digest)
+        self._pending.blobs[digest] = _Blob(size, media_type, origin, form)
+
+    def add_layer(self, digest: Digest, record: LayerRecord, toc: Sequence[TocMember], span_checksums: bytes) -> None:
+        """Record what the indexing pass over a layer found; its blob is added too, or recorded already."""
+        self._pending.layers[digest] = _Layer(record, toc, span_checksums)
+
+    def add_manifest(self, digest: Digest, record: ManifestRecord) -> None:
+        """Record that a blob is a manifest; config and layers are added too, or recorded already."""
+        self._pending.manifests[digest] = record
+
+    def add_member(self, digest: Digest, size: int, stamp: Stamp | None = None) -> None:
+        """Record a member whose file is in place; the lease holds it from now on.
+
+        Args:
+            digest: Its digest.
+            size: Its size; the file must have it when the change is committed.
+            stamp: What the file looked like when it was verified, where this lease did not place it.
+
+        Raises:
+            MemberNotFound: when there is no such file.
+            StoreWriteFailed, LeaseEnded: when it can not be held.
+        """
+        try:
+            self._lease.hold(digest)
+        except BlobNotFound:
+            raise MemberNotFound(digest) from None
+        self._pending.members[digest] = _Member(size, stamp)
+
+    def set_tag(self, repository: str, tag: str, manifest: Digest, origin: str = "here") -> None:
+        """Make a tag, or move it; the lease holds the manifest from now on.
+
+        Raises:
+            BlobNotFound: when the manifest's file is not there.
+            LimitExceeded: when the name is longer than the index takes.
+            StoreWriteFailed, LeaseEnded: when it can not be held.
+        """
+        _check_tag(repository, tag)
+        self._lease.hold(manifest)
+        self._pending.set.append((repository, tag, manifest, origin))
+
+    def remove_tag(self, repository: str, tag: str) -> None:
+        """Remove a tag; ``commit`` raises ``TagNotFound`` when it is not there. Sets come after removals."""
+        _check_tag(repository, tag)
+        self._pending.removed.append((repository, tag))
+
+    def commit(self) -> None:
+        """Make it all visible; on disk when this returns. A change commits once.
+
+        Raises:
+            BlobNotFound, MemberNotFound, SizeMismatch: when a file is not there or not whole.
+            ManifestIncomplete: when a manifest's config or layer is not recorded.
+            ManifestNotFound: when a tag's manifest is not recorded.
+            TagNotFound: when a tag to remove is not there.
+            IndexFull, IndexFailed, StoreWriteFailed: when writing failed. Tags are then as they were; records of
+                content without a tag may be there.
+        """
+        pending, self._pending = self._pending, _Pending()
+        self._lease.check_open()
+        now_s = int(time.time())
+        if pending.has_records():
+            with self._index.read() as txn:
+                self._sync_names(txn, pending)
+            blobs = {digest: self._check_blob(digest, blob) for digest, blob in pending.blobs.items()}
+            members = {digest: self._check_member(digest, member) for digest, member in pending.members.items()}
+            with self._index.write() as txn:
+                for digest, blob in pending.blobs.items():
+                    self._put_blob(txn, digest, blob, blobs[digest], now_s)
+                for digest, member in pending.members.items():
+                    record = MemberRecord(member.size, "native", now_s, members[digest])
+                    txn.put(schema.MEMBERS, digest.raw, record)
+                _put_layers(txn, pending)
+                _put_manifests(txn, pending)
+        if pending.set or pending.removed:
+            self._commit_tags(pending, now_s)
+
+    def _sync_names(self, txn: Txn, pending: _Pending) -> None:
+        """Sync directories of files found unrecorded: who renamed them there may have died before doing so."""
+        folders = {
+            self._layout.blob(digest).parent
+            for digest in pending.blobs
+            if digest not in self._lease.placements and not txn.contains(schema.BLOBS, digest.raw)
+        }
+        folders |= {
+            self._layout.member(digest).parent
+            for digest in pending.members
+            if digest not in self._lease.member_placements and not txn.contains(schema.MEMBERS, digest.raw)
+        }
+        for folder in folders:
+            durable.sync_directory(folder)
+
+    def _check_blob(self, digest: Digest, blob: _Blob) -> Stamp | None:
+        path = self._layout.blob(digest)
+        status = find_status(path)
+        if status is None:
+            raise BlobNotFound(digest)
+        if status.st_size != blob.size:
+            raise SizeMismatch(blob.size, status.st_size, f"blob {digest}")
+        placement = self._lease.placements.get(digest)
+        if placement is None:
+            return None
+        stamp = stamp_of(status)
+        return stamp if stamp == placement.stamp and is_settled(stamp, time.time_ns()) else None
+
+    def _check_member(self, digest: Digest, member: _Member) -> Stamp | None:
+        path = self._layout.member(digest)
+        placement = self._lease.member_placements.get(digest)
+        if placement is not None:
+            settle(placement.stamp)
+        status = find_status(path)
+        if status is None:
+            raise MemberNotFound(digest)
+        if status.st_size != member.size:
+            raise SizeMismatch(member.size, status.st_size, f"member {digest}")
+        verified = placement.stamp if placement is not None else member.stamp
+        stamp = stamp_of(status)
+        return stamp if stamp == verified and is_settled(stamp, time.time_ns()) else None
+
+    def _put_blob(self, txn: Txn, digest: Digest, blob: _Blob, stamp: Stamp | None, now_s: int) -> None:
+        try:
+            old = catalog.find_blob(txn, digest)
+        except KitfsError:
+            old = None  # a corrupt record is healed by the file that was just checked
+        placement = self._lease.placements.get(digest)
+        media_types = list(old.media_types) if old else []
+        if blob.media_type and blob.media_type not in media_types:
+            media_types.append(blob.media_type)
+        record = BlobRecord(
+            size=blob.size,
+            form=_form(blob, placement, old),
+            media_types=media_types[: schema.MEDIA_TYPES_MAX],
+            origin=old.origin if old else blob.origin,
+            added_s=old.added_s if old else now_s,
+            last_used_s=now_s,
+            stamp=stamp if placement or old is None else old.stamp,
+        )
+        txn.put(schema.BLOBS, digest.raw, record)
+
+    def _commit_tags(self, pending: _Pending, now_s: int) -> None:
+        start = stop = -1
+        path = self._layout.tags_log
+        try:
+            with self._index.write() as txn:
+                tags.catch_up(txn, self._layout)
+                for repository, tag in pending.removed:
+                    tags.delete_tag(txn, repository, tag)
+                for repository, tag, manifest, origin in pending.set:
+                    tags.put_tag(txn, TagRecord(manifest, origin, now_s, repository, tag))
+                entries = [
+                    LogSet(repository, tag, str(digest), origin) for repository, tag, digest, origin in pending.set
+                ]
+                start, stop = tags_log.append(path, LogLine(now_s, entries, pending.removed))  # step 5
+                txn.put(schema.COUNTS, schema.LOG_POSITION, LogPosition(stop))
+            # step 6: the transaction is on disk
+        except BaseException:
+            if stop >= 0:
+                self._take_back(start, stop)
+            raise
+
+    def _take_back(self, start: int, stop: int) -> None:
+        """Cut our line off the log after a failed commit, unless somebody has applied it or written after it."""
+        with contextlib.suppress(KitfsError, OSError), self._index.write() as txn:
+            if tags.log_position(txn) <= start and tags_log.size_of(self._layout.tags_log) == stop:
+                tags_log.cut(self._layout.tags_log, start)
+
+
+def _form(blob: _Blob, placement: Placement | None, old: BlobRecord | None) -> BlobForm:
+    if placement is not None:
+        return placement.form
+    if old is not None:
+        return old.form
+    return blob.form or "whole"
+
+
+def _check_tag(repository: str, tag: str) -> None:
+    for what, text, limit in (
+        ("the size of a repository name", repository, schema.REPOSITORY_SIZE_MAX),
+        ("the size of a tag", tag, schema.TAG_SIZE_MAX),
+    ):
+        if len(text.encode()) > limit:
+            raise LimitExceeded(what, len(text.encode()), limit)
+
+
+def _put_layers(txn: Txn, pending: _Pending) -> None:
+    for digest, layer in pending.layers.items():
+        if not txn.contains(schema.BLOBS, digest.raw):
+            raise BlobNotFound(digest)
+        catalog.put_layer(txn, digest, layer.record, layer.toc, layer.span_checksums)
+
+
+def _put_manifests(txn: Txn, pending: _Pending) -> None:
+    for digest, manifest in pending.manifests.items():
+        for needed in (digest, manifest.config, *manifest.layers):
+            if not txn.contains(schema.BLOBS, needed.raw):
+                raise ManifestIncomplete(digest, needed)
+        catalog.put_manifest(txn, digest, manifest)

@@ -1,0 +1,250 @@
+"""Reading from the store: what the index and the files say, without changing anything.
+
+``StoreReads`` is the reading half of ``Store``; nothing else derives from it. Methods may be called from any
+thread, see committed changes only, and never wait for a writer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from kitfs.digest import Digest
+from kitfs.store import catalog, schema, tags
+from kitfs.store.errors import (
+    BlobCorrupt,
+    BlobNotFound,
+    BlobTooLarge,
+    ManifestNotFound,
+    MemberNotFound,
+    TagNotFound,
+)
+from kitfs.store.index import Index
+from kitfs.store.layout import Layout
+from kitfs.store.records import BlobRecord, LayerRecord, ManifestRecord, MemberRecord, TagRecord, TocMember
+from kitfs.store.stamp import matches
+
+READ_SIZE_MAX = 4 << 20
+
+
+class StoreReads:
+    """What is in a store.
+
+    Attributes:
+        home: Its directory.
+        layout: Where things lie in it; for the store's own modules, tests and read paths that need a path.
+        index: Its LMDB environment; for the store's own modules.
+    """
+
+    def __init__(self, layout: Layout, index: Index) -> None:
+        self.home = layout.home
+        self.layout = layout
+        self.index = index
+
+    def find_blob(self, digest: Digest) -> BlobRecord | None:
+        """The blob's record, or None.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            return catalog.find_blob(txn, digest)
+
+    def get_blob(self, digest: Digest) -> BlobRecord:
+        """The blob's record.
+
+        Raises:
+            BlobNotFound: when there is none.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        record = self.find_blob(digest)
+        if record is None:
+            raise BlobNotFound(digest)
+        return record
+
+    def open_blob(self, digest: Digest) -> int:
+        """A descriptor (read only, close on exec) of a blob's file, recorded or only placed yet.
+
+        Its bytes were right when they were stored; who must know that they still are compares the stamp of the
+        record (``is_trusted``), or verifies what it reads.
+
+        Raises:
+            BlobNotFound: when no file is there.
+        """
+        try:
+            return os.open(self.layout.blob(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise BlobNotFound(digest) from None
+
+    def read_blob(self, digest: Digest, *, limit: int = READ_SIZE_MAX) -> bytes:
+        """A small blob's bytes, verified.
+
+        Raises:
+            BlobNotFound: when no file is there.
+            BlobTooLarge: when it has more than ``limit`` bytes.
+            BlobCorrupt: when its bytes have another digest.
+        """
+        fd = self.open_blob(digest)
+        try:
+            size = os.fstat(fd).st_size
+            if size > limit:
+                raise BlobTooLarge(digest, size, limit)
+            with open(fd, "rb", buffering=0, closefd=False) as file:
+                data = file.read(limit + 1)
+        finally:
+            os.close(fd)
+        actual = Digest.of(data)
+        if actual != digest:
+            raise BlobCorrupt(digest, f"its {len(data)} bytes have digest {actual}")
+        return data
+
+    def find_manifest(self, digest: Digest) -> ManifestRecord | None:
+        """The manifest's record, or None.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            return catalog.find_manifest(txn, digest)
+
+    def get_manifest(self, digest: Digest) -> ManifestRecord:
+        """The manifest's record.
+
+        Raises:
+            ManifestNotFound: when there is none.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        record = self.find_manifest(digest)
+        if record is None:
+            raise ManifestNotFound(digest)
+        return record
+
+    def iter_manifests(self) -> Iterator[tuple[Digest, ManifestRecord]]:
+        """All manifests, tagged or not, by digest.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            found = [(Digest.from_raw(key), record) for key, record in txn.iter(schema.MANIFESTS, ManifestRecord)]
+        return iter(found)
+
+    def iter_blobs(self) -> Iterator[tuple[Digest, BlobRecord]]:
+        """All blobs, by digest.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            found = [(Digest.from_raw(key), record) for key, record in txn.iter(schema.BLOBS, BlobRecord)]
+        return iter(found)
+
+    def find_layer(self, digest: Digest) -> LayerRecord | None:
+        """The layer's record, or None.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            return catalog.find_layer(txn, digest)
+
+    def get_toc(self, digest: Digest) -> list[TocMember]:
+        """A layer's members, in tar order.
+
+        Raises:
+            LayerNotIndexed: when the layer has no record.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            return catalog.get_toc(txn, digest)
+
+    def span_checksums(self, digest: Digest) -> bytes:
+        """The span checksums of a layer's files, 16 bytes each, in TOC order.
+
+        Raises:
+            LayerNotIndexed: when the layer has no record.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            return catalog.get_span_checksums(txn, digest)
+
+    def find_tag(self, repository: str, tag: str) -> TagRecord | None:
+        """What a tag points at, or None.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            return tags.find_tag(txn, repository, tag)
+
+    def get_tag(self, repository: str, tag: str) -> TagRecord:
+        """What a tag points at.
+
+        Raises:
+            TagNotFound: when there is none.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        record = self.find_tag(repository, tag)
+        if record is None:
+            raise TagNotFound(repository, tag)
+        return record
+
+    def iter_tags(self, repository: str | None = None) -> Iterator[tuple[str, str, TagRecord]]:
+        """All tags, or those of one repository, as (repository, tag, record), sorted.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            found = list(tags.iter_tags(txn, repository))
+        return iter(sorted(found, key=lambda item: item[:2]))
+
+    def generation(self) -> int:
+        """A number that grows with every committed change: equal numbers, equal content of the index.
+
+        Raises:
+            IndexFailed: when LMDB fails.
+        """
+        return self.index.last_txn()
+
+    def find_member(self, digest: Digest) -> MemberRecord | None:
+        """The member's record, or None.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            return catalog.find_member(txn, digest)
+
+    def open_member(self, digest: Digest) -> tuple[int, bool]:
+        """A descriptor (read only, close on exec) of a member's file, and whether its bytes are trusted.
+
+        Trusted: the file looks as it did when it was last verified. One that is not is read through its
+        checksums, or verified by ``restamp_member`` first.
+
+        Raises:
+            MemberNotFound: when it is not recorded, or its file is gone.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        record = self.find_member(digest)
+        if record is None:
+            raise MemberNotFound(digest)
+        try:
+            fd = os.open(self.layout.member(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise MemberNotFound(digest) from None
+        return fd, matches(record.stamp, os.fstat(fd))
+
+    def is_trusted(self, digest: Digest) -> bool:
+        """Whether a blob's file looks as it did when it was last verified; linked blobs never are.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        record = self.find_blob(digest)
+        if record is None or record.form == "linked":
+            return False
+        try:
+            return matches(record.stamp, os.lstat(self.layout.blob(digest)))
+        except OSError:
+            return False

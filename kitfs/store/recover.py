@@ -1,0 +1,74 @@
+"""Records made anew from the files they describe.
+
+Used when ``tags.log`` names a manifest that the index lacks, as after a restored or rebuilt index. Makes records
+of blobs and manifests; a layer's table of contents takes a pass over the layer, which belongs to ``kitfs.layer``
+(such a layer raises ``LayerNotIndexed`` until it is imported again). Changes no file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from kitfs.digest import Digest
+from kitfs.errors import KitfsError
+from kitfs.oci.manifest import Manifest, parse_manifest
+from kitfs.store import catalog, schema
+from kitfs.store.index import Txn
+from kitfs.store.layout import Layout
+from kitfs.store.records import BlobForm, BlobRecord, ManifestRecord
+
+_MANIFEST_SIZE_MAX = 4 << 20
+
+
+def restore_manifest(txn: Txn, layout: Layout, digest: Digest, *, origin: str, now_s: int) -> bool:
+    """See that a manifest and its blobs are recorded, from the files where the index has no records.
+
+    Returns:
+        False when a file that it needs is not there or is no manifest; nothing is recorded then.
+
+    Raises:
+        RecordCorrupt: when a record that is there does not verify.
+    """
+    if catalog.find_manifest(txn, digest) is not None:
+        return True
+    manifest = _read_manifest(layout, digest)
+    if manifest is None:
+        return False
+    sizes = {digest: len(manifest.raw)}
+    types = {digest: manifest.media_type or ""}
+    for descriptor in (manifest.config, *manifest.layers):
+        sizes[descriptor.digest] = descriptor.size
+        types[descriptor.digest] = descriptor.media_type
+    if not all(_is_whole(layout, blob, size) for blob, size in sizes.items()):
+        return False
+    for blob, size in sizes.items():
+        if catalog.find_blob(txn, blob) is None:
+            linked = os.lstat(layout.blob(blob)).st_nlink > 1
+            form: BlobForm = "linked" if linked else "whole"
+            txn.put(schema.BLOBS, blob.raw, BlobRecord(size, form, [types[blob]], origin, now_s, now_s))
+    layers = [layer.digest for layer in manifest.layers]
+    catalog.put_manifest(txn, digest, ManifestRecord(manifest.config.digest, layers))
+    return True
+
+
+def _read_manifest(layout: Layout, digest: Digest) -> Manifest | None:
+    try:
+        with open(layout.blob(digest), "rb") as file:
+            raw = file.read(_MANIFEST_SIZE_MAX + 1)
+    except OSError:
+        return None
+    if len(raw) > _MANIFEST_SIZE_MAX or Digest.of(raw) != digest:
+        return None
+    try:
+        return parse_manifest(raw)
+    except KitfsError:
+        return None
+
+
+def _is_whole(layout: Layout, digest: Digest, size: int) -> bool:
+    try:
+        status = os.lstat(layout.blob(digest))
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size

@@ -1,0 +1,176 @@
+"""``tags.log``: every tag change, on disk before the index says so.
+
+Used by changes (append), opening (what the index lacks), GC and fsck (replay). One line is one change, which
+may set and remove several tags::
+
+    <checksum 32 hex> <JSON of LogLine> LF    checksum = xxh3-128 over  <offset of the line u64be> <JSON>
+
+The offset inside the checksum makes a line valid in its own place only. Whoever appends holds the index's write
+transaction, so there is one writer in all processes, and the order of lines is the order of transactions. A
+process that dies between the append and its commit leaves a line that the index lacks; a power cut may leave
+the last line torn, and only the last. Callers hold a write transaction for ``append`` and ``cut``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from kitfs.digest import Digest, DigestMalformed, checksum
+from kitfs.store import durable
+from kitfs.store.errors import StoreWriteFailed, TagsLogCorrupt
+
+
+class LogSet(msgspec.Struct, frozen=True, array_like=True):
+    """A tag set.
+
+    Attributes:
+        repository: The full repository name.
+        tag: The tag.
+        manifest: ``sha256:…`` of the manifest.
+        origin: As in ``TagRecord``.
+    """
+
+    repository: str
+    tag: str
+    manifest: str
+    origin: str
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One change.
+
+    Attributes:
+        at_s: When, seconds since the epoch.
+        set: Tags set, in order.
+        removed: (repository, tag) pairs removed.
+    """
+
+    at_s: int
+    set: list[LogSet] = []
+    removed: list[tuple[str, str]] = []
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(LogLine)
+_PREFIX_SIZE = 33
+
+
+def encode_line(offset: int, line: LogLine) -> bytes:
+    """The bytes of a line that begins at ``offset``."""
+    body = _ENCODER.encode(line)
+    return checksum(offset.to_bytes(8) + body).hex().encode() + b" " + body + b"\n"
+
+
+def parse_line(offset: int, raw: bytes) -> LogLine | None:
+    """The line that begins at ``offset``, without its newline, or None when it does not verify."""
+    body = raw[_PREFIX_SIZE:]
+    if raw[:_PREFIX_SIZE] != checksum(offset.to_bytes(8) + body).hex().encode() + b" ":
+        return None
+    try:
+        line = _DECODER.decode(body)
+        for item in line.set:
+            Digest.parse(item.manifest)
+    except (msgspec.DecodeError, DigestMalformed):
+        return None
+    return line
+
+
+def size_of(path: Path) -> int:
+    """Bytes in the log; 0 when there is none.
+
+    Raises:
+        StoreWriteFailed: when it can not be looked at.
+    """
+    try:
+        with durable.naming(path, "looking at"):
+            return path.stat().st_size
+    except StoreWriteFailed as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return 0
+        raise
+
+
+def read_lines(path: Path, start: int) -> tuple[list[LogLine], int]:
+    """The lines from ``start`` on, and where the last whole one ends.
+
+    Raises:
+        TagsLogCorrupt: when a line that does not verify has a verifying one after it: that is no torn end.
+        StoreWriteFailed: when the log can not be read.
+    """
+    if size_of(path) <= start:
+        return [], start
+    with durable.naming(path, "reading"), open(path, "rb") as file:
+        file.seek(start)
+        raw = file.read()
+    lines: list[LogLine] = []
+    offset = start
+    bad: int | None = None
+    for piece in raw.splitlines(keepends=True):
+        line = parse_line(offset, piece[:-1]) if piece.endswith(b"\n") else None
+        if line is None:
+            bad = offset if bad is None else bad
+        elif bad is not None:
+            raise TagsLogCorrupt(path, bad, "its checksum differs")
+        else:
+            lines.append(line)
+        offset += len(piece)
+    return lines, offset if bad is None else bad
+
+
+def append(path: Path, line: LogLine) -> tuple[int, int]:
+    """Append a change; it is on disk when this returns.
+
+    Returns:
+        Where the line begins and ends.
+
+    Raises:
+        StoreWriteFailed: when a step failed; the log is then cut back to what it was.
+    """
+    with durable.naming(path, "opening"):
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_CREAT, 0o600)
+    try:
+        start = os.fstat(fd).st_size
+        data = encode_line(start, line)
+        try:
+            durable.write_all(fd, data, path)
+            durable.sync_file(fd, path)
+        except BaseException:
+            os.ftruncate(fd, start)
+            raise
+    finally:
+        os.close(fd)
+    return start, start + len(data)
+
+
+def cut(path: Path, size: int) -> None:
+    """Shorten the log to ``size`` bytes: a torn end, or the line of a transaction that failed.
+
+    Raises:
+        StoreWriteFailed: when it failed.
+    """
+    with durable.naming(path, "cutting"):
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def replay(path: Path) -> dict[tuple[str, str], str]:
+    """All tags as the whole log has them: (repository, tag) → manifest digest.
+
+    Raises:
+        TagsLogCorrupt: when a line does not verify.
+        StoreWriteFailed: when the log can not be read.
+    """
+    tags: dict[tuple[str, str], str] = {}
+    for line in read_lines(path, 0)[0]:
+        for repository, tag in line.removed:
+            tags.pop((repository, tag), None)
+        for item in line.set:
+            tags[item.repository, item.tag] = item.manifest
+    return tags

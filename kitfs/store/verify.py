@@ -1,0 +1,97 @@
+"""Files that may have changed on disk since they were stored: hash once, then trust by a new stamp, or drop.
+
+Used through ``Store`` by imports, the read path and fsck. No lock and no transaction is held while a file is
+hashed; the stamp compared before and after tells whether it stood still meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from kitfs.digest import Digest
+from kitfs.store import catalog, durable, schema
+from kitfs.store.errors import BlobCorrupt, BlobNotFound
+from kitfs.store.index import Index
+from kitfs.store.layout import Layout
+from kitfs.store.lease import Lease
+from kitfs.store.link import hash_file
+from kitfs.store.records import Stamp
+from kitfs.store.stamp import find_status, is_settled, matches, settle, stamp_of
+
+
+def verify_file(path: Path, digest: Digest) -> Stamp | None:
+    """Hash a file; the stamp it may be trusted by, or None when its bytes are others or it is not there.
+
+    Waits at most 20 ms for a file that was just written to settle. One that changes while it is read gets none.
+
+    Raises:
+        StoreWriteFailed: when it can not be read.
+    """
+    before = find_status(path)
+    if before is None:
+        return None
+    stamp = stamp_of(before)
+    settle(stamp)
+    with durable.naming(path, "reading"):
+        actual = hash_file(path)
+    same = matches(stamp, find_status(path))
+    return stamp if actual == digest and same and is_settled(stamp, time.time_ns()) else None
+
+
+def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
+    """Hash a member's file once; right bytes get a new stamp, wrong ones are dropped, file and record.
+
+    Returns:
+        Whether its bytes are right. False: read it from its layer, which can make it anew.
+
+    Raises:
+        StoreWriteFailed: when the file can not be read.
+        RecordCorrupt, IndexFailed, IndexCorrupt: when the index fails.
+    """
+    path = layout.member(digest)
+    stamp = verify_file(path, digest)
+    with index.write() as txn:
+        record = catalog.find_member(txn, digest)
+        if stamp is None:
+            txn.delete(schema.MEMBERS, digest.raw)
+        elif record is not None:
+            txn.put(schema.MEMBERS, digest.raw, msgspec.structs.replace(record, stamp=stamp))
+    if stamp is None:
+        durable.remove(path)
+    return stamp is not None
+
+
+def hold_verified(index: Index, lease: Lease, digest: Digest) -> None:
+    """Hold a blob and be sure that its bytes are right: by its stamp, else by hashing it once.
+
+    What an import asks before it passes over a blob that is there already: an error says to ingest it
+    again, which puts the right bytes in place.
+
+    Raises:
+        BlobNotFound: when there is no such file.
+        BlobCorrupt: when its bytes have another digest.
+        StoreWriteFailed, LeaseEnded: when it can not be held or read.
+        RecordCorrupt, IndexFailed, IndexCorrupt: when the index fails.
+    """
+    lease.hold(digest)
+    path = lease.layout.blob(digest)
+    with index.read() as txn:
+        record = catalog.find_blob(txn, digest)
+    try:
+        status = os.lstat(path)
+    except OSError:
+        raise BlobNotFound(digest) from None
+    if record is not None and matches(record.stamp, status):
+        return
+    stamp = verify_file(path, digest)
+    if stamp is None:
+        raise BlobCorrupt(digest, f"its {status.st_size} bytes have another digest")
+    if record is not None:
+        with index.write() as txn:
+            current = catalog.find_blob(txn, digest)
+            if current is not None:
+                txn.put(schema.BLOBS, digest.raw, msgspec.structs.replace(current, stamp=stamp))
