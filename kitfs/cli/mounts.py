@@ -120,22 +120,15 @@ def _prepare(
 ) -> Iterator[HeldSession]:
     """The session of a mount, held; it is ended when the body fails.
 
-    A ModelKit that is not in the store is imported from kit's storage first.
+    What kit's storage has anew of the reference is imported first.
     """
-    from kitfs.modelkit.resolve import ModelKitNotFound
     from kitfs.modelkit.sessions import prepare_session
 
-    def prepare() -> HeldSession:
-        return prepare_session(
-            store, reference, mountpoint=mountpoint, uid=os.getuid(), gid=os.getgid(), options=options.session
-        )
-
-    try:
-        session = prepare()
-    except ModelKitNotFound:
-        if reference is None or not _import_from_kit(settings, store, reference):
-            raise
-        session = prepare()
+    if reference is not None:
+        _refresh_from_kit(settings, store, reference)
+    session = prepare_session(
+        store, reference, mountpoint=mountpoint, uid=os.getuid(), gid=os.getgid(), options=options.session
+    )
     with session:
         try:
             yield session
@@ -144,10 +137,16 @@ def _prepare(
             raise
 
 
-def _import_from_kit(settings: Settings, store: Store, reference: Reference) -> bool:
-    from kitfs.transfer.importer import find_in_kit_storage
+def _refresh_from_kit(settings: Settings, store: Store, reference: Reference) -> None:
+    """Import what kit's storage has anew of a reference and its parents, and say so."""
+    from kitfs.cli.output import say, warn
+    from kitfs.transfer.kit_refresh import refresh_from_kit_storage
 
-    return find_in_kit_storage(store, reference, settings.kitops_home)
+    refresh = refresh_from_kit_storage(store, settings.kitops_home, reference)
+    for warning in refresh.warnings:
+        warn(warning)
+    for move in refresh.moves:
+        say(str(move))
 
 
 def _mount_session(settings: Settings, session: HeldSession, mountpoint: Mountpoint, options: _MountOptions) -> None:

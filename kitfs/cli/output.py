@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,12 +47,12 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def format_size(size: int) -> str:
-    """Bytes as kit writes them: ``0 B``, ``28.5 KiB``, ``4.5 MiB``."""
+    """Bytes as kit writes them: ``0 B``, ``28.5 KiB``, ``4.5 MiB``; tenths are rounded down (kitops output/util.go)."""
     if size < 1024:
         return f"{size} B"
     value = float(size)
     for unit in ("KiB", "MiB", "GiB", "TiB"):
         value /= 1024
         if value < 1024:
-            return f"{value:.1f} {unit}"
+            return f"{math.floor(value * 10) / 10:.1f} {unit}"
     return f"{value / 1024:.1f} PiB"

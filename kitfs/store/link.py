@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Protocol
 
 from kitfs.digest import Digest, Digester, DigestMismatch
 from kitfs.store import durable
@@ -22,8 +23,18 @@ from kitfs.store.stamp import find_status, matches, stamp_of
 _READ_SIZE = 1 << 20
 
 
-def hash_file(path: Path) -> Digest:
-    """The digest of a file's bytes.
+class Watcher(Protocol):
+    """Sees the bytes of a file while it is verified, so that a layer is indexed in the same pass."""
+
+    def feed(self, data: memoryview) -> None:
+        """The next bytes; the view is overwritten once this returns."""
+
+    def finish(self) -> None:
+        """All bytes have passed and have the digest that was expected; an error here keeps the blob out."""
+
+
+def hash_file(path: Path, watcher: Watcher | None = None) -> Digest:
+    """The digest of a file's bytes, which a watcher sees too.
 
     Raises:
         OSError: when it can not be opened or read.
@@ -34,10 +45,14 @@ def hash_file(path: Path) -> Digest:
         view = memoryview(buffer)
         while count := file.readinto(buffer):
             digester.update(view[:count])
+            if watcher is not None:
+                watcher.feed(view[:count])
     return digester.digest()
 
 
-def link_file(lease: Lease, source: Path, digest: Digest, recorded: Stamp | None) -> None:
+def link_file(
+    lease: Lease, source: Path, digest: Digest, recorded: Stamp | None, watcher: Watcher | None = None
+) -> None:
     """Make ``source`` a blob by a hard link, after verifying its bytes and syncing them.
 
     On disk when it returns: the bytes (kit never fsyncs its blobs) and the new name. The lease holds the blob.
@@ -47,6 +62,7 @@ def link_file(lease: Lease, source: Path, digest: Digest, recorded: Stamp | None
         source: A regular file of the store's owner in the store's file system.
         digest: What it must hold.
         recorded: The stamp that the index has for this blob: a file that still looks so is left in place.
+        watcher: Sees the bytes; what it raises leaves nothing in the store.
 
     Raises:
         CanNotLink: when it is no regular file, belongs to someone else, lies in another file system, or the
@@ -58,9 +74,11 @@ def link_file(lease: Lease, source: Path, digest: Digest, recorded: Stamp | None
     scratch = lease.next_ingest()
     _link(source, scratch, _check_source(source, layout.home))
     try:
-        actual = hash_file(scratch)
+        actual = hash_file(scratch, watcher)
         if actual != digest:
             raise DigestMismatch(digest, actual, str(source))
+        if watcher is not None:
+            watcher.finish()
         _sync(scratch)
         target = layout.blob(digest)
         if not lease.place(scratch, target, digest, replace=False):

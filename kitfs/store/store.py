@@ -121,7 +121,7 @@ class Store(StoreReads):
         """
         return Ingest(lease, self._find_stamp)
 
-    def link_blob(self, lease: Lease, source: Path, digest: Digest) -> None:
+    def link_blob(self, lease: Lease, source: Path, digest: Digest, watcher: link.Watcher | None = None) -> None:
         """Make another program's file a blob by a hard link; see ``link.link_file``.
 
         Raises:
@@ -129,7 +129,7 @@ class Store(StoreReads):
             DigestMismatch: when it holds other bytes.
             StoreWriteFailed, LeaseEnded: when a step failed.
         """
-        link.link_file(lease, Path(source), digest, self._find_stamp(digest, False))
+        link.link_file(lease, Path(source), digest, self._find_stamp(digest, False), watcher)
 
     def change(self, lease: Lease) -> Change:
         """Begin a set of records and tags that become visible together.
