@@ -1,0 +1,189 @@
+"""A mount in miniature: this process does what client and daemon do, others serve it and read from it.
+
+This process holds the device, so it must never touch a path below the mount: tests read through ``Mount.run``.
+"""
+
+import ctypes
+import importlib.util
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kitfs.fuse import protocol
+
+TIMEOUT_S = 60.0
+SAMPLE = Path(__file__).with_name("sample_view.py")
+MS_RDONLY, MS_NOSUID, MS_NODEV, MNT_DETACH = 1, 2, 4, 2
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class Mount:
+    """A FUSE mount of a sample view.
+
+    Attributes:
+        path: Where it is mounted; for other processes only.
+        worker: The process that serves it.
+        log_path: What workers have logged.
+        fifo: Where a read that is stuck says so.
+    """
+
+    def __init__(self, path: Path, view: str, *, read_only: bool, log_path: Path) -> None:
+        self.path = path
+        self.log_path = log_path
+        self.fifo = log_path.with_suffix(".fifo")
+        os.mkfifo(self.fifo)
+        self._view = view
+        self._control: socket.socket | None = None
+        self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        self.worker: subprocess.Popen[bytes] | None = None
+        try:
+            self._mount(read_only)
+            self._copy = self._answer_init()
+        except BaseException:
+            self.close()
+            raise
+
+    def _mount(self, read_only: bool) -> None:
+        options = f"fd={self._device},rootmode=40000,user_id=0,group_id=0,allow_other"
+        if read_only:
+            options += ",default_permissions"
+        flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
+        _check(libc.mount(b"sample", os.fsencode(self.path), b"fuse.kitfs", flags, options.encode()))
+
+    def _answer_init(self) -> bytes:
+        request = protocol.parse_init(os.read(self._device, protocol.INIT_BUFFER_SIZE))
+        os.write(self._device, protocol.encode_init_reply(request))
+        return protocol.mask_init(request, protocol.negotiate(request))
+
+    def start_worker(self, *, resend: bool = False, view: str | None = None) -> None:
+        """Start a process that serves the mount, and wait until it does."""
+        init_ours, init_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.settimeout(TIMEOUT_S)
+        with init_ours, init_theirs, control_theirs, self.log_path.open("ab") as log:
+            init_ours.send(self._copy)
+            numbers = (self._device, init_theirs.fileno(), control_theirs.fileno())
+            command = [sys.executable, str(SAMPLE), view or self._view, *map(str, numbers), str(resend)]
+            environment = {**os.environ, "SAMPLE_VIEW_STUCK_FIFO": str(self.fifo)}
+            self.worker = subprocess.Popen(command, pass_fds=numbers, stderr=log, env=environment)
+        assert json.loads(self._control.recv(4096)) == {"ready": True}
+
+    def stats(self) -> dict[str, float]:
+        """The worker's counters."""
+        self._control.send(b'{"stats": true}')
+        return json.loads(self._control.recv(4096))
+
+    def say(self, datagram: bytes) -> None:
+        """Send the worker something."""
+        self._control.send(datagram)
+
+    def leave(self) -> None:
+        """Close the control socket, as a daemon that dies does."""
+        self._control.close()
+
+    def kill_worker(self) -> None:
+        """SIGKILL the worker and reap it."""
+        os.kill(self.worker.pid, signal.SIGKILL)
+        self.worker.wait(TIMEOUT_S)
+        self._control.close()
+
+    def unmount(self) -> None:
+        """Detach the mount."""
+        _check(libc.umount2(os.fsencode(self.path), MNT_DETACH))
+
+    def start(self, code: str, *arguments: object) -> subprocess.Popen[str]:
+        """Run Python in a process of its own, with the mount's path as ``sys.argv[1]``."""
+        command = [sys.executable, "-c", textwrap.dedent(code), str(self.path), *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
+
+    def wait_stuck(self) -> None:
+        """Wait until a worker has a read that is stuck."""
+        fifo = os.open(self.fifo, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            assert select.select([fifo], [], [], TIMEOUT_S)[0]
+        finally:
+            os.close(fifo)
+
+    def run(self, code: str, *arguments: object) -> str:
+        """Run Python in a process of its own and return what it prints."""
+        with self.start(code, *arguments) as process:
+            try:
+                output, errors = process.communicate(timeout=TIMEOUT_S)
+            finally:
+                process.kill()
+        assert process.returncode == 0, errors
+        return output.strip()
+
+    def log(self) -> str:
+        """What workers have logged."""
+        return self.log_path.read_text()
+
+    def close_worker(self) -> None:
+        """End the worker, whatever state it is in, and what it served: readers get ENOTCONN."""
+        if self.worker is not None and self.worker.poll() is None:
+            self.worker.kill()
+            self.worker.wait(TIMEOUT_S)
+        if self._device >= 0:
+            os.close(self._device)
+            self._device = -1
+
+    def close(self) -> None:
+        """End the worker, the mount and the connection, whatever state they are in."""
+        self.close_worker()
+        libc.umount2(os.fsencode(self.path), MNT_DETACH)
+        if self._control is not None:
+            self._control.close()
+
+
+@pytest.fixture(scope="session")
+def sample() -> ModuleType:
+    """The module of the sample view: names, sizes, contents."""
+    spec = importlib.util.spec_from_file_location("sample_view", SAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def make_mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
+    """Makes mounts of a sample view, served by a worker unless ``served`` is false."""
+    if os.getuid() != 0 or not Path("/dev/fuse").exists():
+        pytest.skip("needs root and /dev/fuse")
+    mounts: list[Mount] = []
+
+    def make(view: str = "sample", *, read_only: bool = True, served: bool = True) -> Mount:
+        path = tmp_path / f"mnt{len(mounts)}"
+        path.mkdir()
+        mount = Mount(path, view, read_only=read_only, log_path=tmp_path / f"worker{len(mounts)}.log")
+        mounts.append(mount)
+        if served:
+            mount.start_worker()
+        return mount
+
+    yield make
+    for mount in mounts:
+        mount.close()
+
+
+@pytest.fixture
+def mount(make_mount: Callable[..., Mount]) -> Mount:
+    """A read-only mount of the sample view."""
+    return make_mount()
