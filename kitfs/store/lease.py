@@ -23,9 +23,6 @@ from kitfs.store.errors import BlobNotFound, LeaseEnded, StoreWriteFailed
 from kitfs.store.layout import Layout
 from kitfs.store.records import BlobForm, Stamp
 
-LINE_SIZE = 72
-"""``sha256:``, 64 digits and a newline."""
-
 
 class Placement(NamedTuple):
     """A file that this lease put in its place.
@@ -73,7 +70,8 @@ class HeldDigests:
         return digest in self._held
 
     def _append(self, digest: Digest) -> None:
-        durable.write_all(self._fd, f"{digest}\n".encode(), self.path)
+        # The newline before keeps this line whole behind one that a full disk cut short.
+        durable.write_all(self._fd, f"\n{digest}\n".encode(), self.path)
 
 
 class Lease(HeldDigests):

@@ -32,6 +32,18 @@ def restore_manifest(txn: Txn, layout: Layout, digest: Digest, *, origin: str, n
     """
     if catalog.find_manifest(txn, digest) is not None:
         return True
+    return record_from_files(txn, layout, digest, origin=origin, now_s=now_s)
+
+
+def record_from_files(txn: Txn, layout: Layout, digest: Digest, *, origin: str, now_s: int) -> bool:
+    """Record a manifest, and those of its blobs that are not recorded, from their files.
+
+    Returns:
+        False when a file that it needs is not there or is no manifest; nothing is recorded then.
+
+    Raises:
+        RecordCorrupt: when a record that is there does not verify.
+    """
     manifest = _read_manifest(layout, digest)
     if manifest is None:
         return False
@@ -47,6 +59,8 @@ def restore_manifest(txn: Txn, layout: Layout, digest: Digest, *, origin: str, n
             linked = os.lstat(layout.blob(blob)).st_nlink > 1
             form: BlobForm = "linked" if linked else "whole"
             txn.put(schema.BLOBS, blob.raw, BlobRecord(size, form, [types[blob]], origin, now_s, now_s))
+    if catalog.find_manifest(txn, digest) is not None:
+        return True
     layers = [layer.digest for layer in manifest.layers]
     catalog.put_manifest(txn, digest, ManifestRecord(manifest.config.digest, layers))
     return True

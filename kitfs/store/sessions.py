@@ -124,12 +124,18 @@ class HeldSession(HeldDigests):
     def append_name(self, line: bytes) -> None:
         """Append a line to the names file. It outlives this process, not the machine: numbers end with the mount.
 
+        What a kill left of the line before is cut off first. One process at a time appends.
+
         Raises:
             StoreWriteFailed: when it could not be appended whole.
         """
         with durable.naming(self.names_path, "appending"):
-            fd = os.open(self.names_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fd = os.open(self.names_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
+            with durable.naming(self.names_path, "cutting"):
+                size = os.fstat(fd).st_size
+                if size and os.pread(fd, 1, size - 1) != b"\n":
+                    os.ftruncate(fd, self.names_path.read_bytes().rfind(b"\n") + 1)
             durable.write_all(fd, line + b"\n", self.names_path)
         finally:
             os.close(fd)
@@ -212,12 +218,18 @@ def open_session(layout: Layout, session_id: str) -> HeldSession:
 def iter_sessions(layout: Layout) -> Iterator[tuple[SessionRecord, bool]]:
     """All sessions that can be read, and whether anybody holds them."""
     for path in sorted(layout.sessions.glob("*.json")):
-        try:
-            record = _parse(path.read_bytes())
-        except OSError:
-            continue
-        if record is not None and record.id == path.stem:
+        record = find_record(path)
+        if record is not None:
             yield record, gate.is_alive(path)
+
+
+def find_record(path: Path) -> SessionRecord | None:
+    """The record in a session's file, or None when it can not be read as one."""
+    try:
+        record = _parse(path.read_bytes())
+    except OSError:
+        return None
+    return record if record is not None and record.id == path.stem else None
 
 
 def end_session(layout: Layout, session_id: str) -> None:

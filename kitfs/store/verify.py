@@ -75,12 +75,16 @@ def hold_verified(index: Index, lease: Lease, digest: Digest) -> None:
         BlobNotFound: when there is no such file.
         BlobCorrupt: when its bytes have another digest.
         StoreWriteFailed, LeaseEnded: when it can not be held or read.
-        RecordCorrupt, IndexFailed, IndexCorrupt: when the index fails.
+        RecordCorrupt: when the record of the blob, or anything the index has of it as a layer, does not verify.
+        IndexFailed, IndexCorrupt: when the index fails.
     """
     lease.hold(digest)
     path = lease.layout.blob(digest)
     with index.read() as txn:
         record = catalog.find_blob(txn, digest)
+        if catalog.find_layer(txn, digest) is not None:
+            catalog.get_toc(txn, digest)
+            catalog.get_span_checksums(txn, digest)
     try:
         status = os.lstat(path)
     except OSError:

@@ -1,0 +1,208 @@
+"""Garbage collection: everything that no root leads to goes (store.md 4).
+
+Used by ``kitfs gc``. Safe beside any other operation, in this process or another. Candidates are listed before
+the exclusive ``gc.lock`` is taken, so a file that appears later is none; inside it the notes of leases and sessions
+are read, then the index is marked, then records go in one transaction, then files are renamed into
+``ingest/trash-…``; after it they are unlinked. A crash leaves files without records or trash, which the next run
+removes; never a record without its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kitfs.digest import Digest
+from kitfs.store import agreement, catalog, durable, gate, schema, tags
+from kitfs.store.errors import IndexDisagrees
+from kitfs.store.index import Txn
+from kitfs.store.layout import Layout
+from kitfs.store.records import BlobRecord, MemberRecord
+from kitfs.store.roots import TRASH_PREFIX, Marks, Notes, mark, read_notes
+
+if TYPE_CHECKING:
+    from kitfs.store.store import Store
+
+
+_UNFINISHED = "the operation that stored it did not finish"
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """One thing that goes, or would go.
+
+    Attributes:
+        kind: ``ModelKit``, ``blob``, ``member``, ``ingest``, ``lease`` or ``session``.
+        name: Its digest or file name.
+        size: Bytes that the disk gets back; 0 for a linked file that has another name.
+        reason: Why.
+    """
+
+    kind: str
+    name: str
+    size: int
+    reason: str
+
+
+@dataclass(slots=True)
+class GcReport:
+    """What went, or would go.
+
+    Attributes:
+        dry_run: Whether nothing was touched.
+        victims: Each thing, with its reason.
+        kept: Blobs and members that stay.
+    """
+
+    dry_run: bool
+    victims: list[Victim] = field(default_factory=list)
+    kept: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that the disk gets back."""
+        return sum(victim.size for victim in self.victims)
+
+
+@dataclass(slots=True)
+class _File:
+    path: Path
+    size: int
+    changed_s: float
+
+
+@dataclass(slots=True)
+class _Plan:
+    blobs: dict[Digest, _File | None] = field(default_factory=dict)
+    members: dict[Digest, _File | None] = field(default_factory=dict)
+    victims: list[Victim] = field(default_factory=list)
+    leftovers: list[Path] = field(default_factory=list)
+
+
+def gc(store: Store, *, dry_run: bool = False, grace_s: float = 0) -> GcReport:
+    """Remove what no tag, live lease, live session or wanted session leads to.
+
+    Args:
+        store: The store.
+        dry_run: Only say what would go.
+        grace_s: Keep what was added or used less than so many seconds ago, with all that it leads to.
+
+    Raises:
+        IndexDisagrees: when the index does not agree with itself or ``tags.log``; nothing went.
+        RecordCorrupt, TagsLogCorrupt: when a record does not verify; nothing went.
+        IndexFailed, StoreWriteFailed: when writing failed; what has not gone goes next time.
+    """
+    layout, index = store.layout, store.index
+    files = {kind: dict(iter_files(layout, kind)) for kind in ("blobs", "members")}
+    report = GcReport(dry_run)
+    with (gate.shared if dry_run else gate.exclusive)(layout.gc_lock):
+        if not dry_run:
+            with index.write() as txn:
+                tags.catch_up(txn, layout)
+        notes = read_notes(layout)
+        with index.read() as txn:
+            plan = _decide(txn, layout, notes, files, grace_s, report)
+        if not dry_run:
+            with index.write() as txn:
+                _forget(txn, plan)
+            trash = _take_away(layout, plan)
+    if not dry_run:
+        for path in trash:
+            durable.remove(path)
+    report.victims = plan.victims
+    return report
+
+
+def iter_files(layout: Layout, kind: str) -> Iterator[tuple[Digest, _File]]:
+    """The files under ``blobs`` or ``members`` that have a digest for a name."""
+    for folder in sorted(layout.content(kind).iterdir()):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if len(entry.name) != 64 or not entry.is_file(follow_symlinks=False):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    size = status.st_size if status.st_nlink == 1 else 0
+                    yield Digest(entry.name), _File(Path(entry.path), size, status.st_ctime)
+
+
+def _decide(
+    txn: Txn, layout: Layout, notes: Notes, files: dict[str, dict[Digest, _File]], grace_s: float, report: GcReport
+) -> _Plan:
+    problems = agreement.find_disagreements(txn, layout)
+    problems += [f"session {path.stem} can not be read" for path in notes.sessions_unreadable]
+    if problems:
+        raise IndexDisagrees(problems)
+    young_s = time.time() - grace_s
+    blobs = {Digest.from_raw(key): record for key, record in txn.iter(schema.BLOBS, BlobRecord)}
+    members = {Digest.from_raw(key): record for key, record in txn.iter(schema.MEMBERS, MemberRecord)}
+    young = {digest for digest, record in blobs.items() if grace_s and record.last_used_s >= young_s}
+    marks = mark(txn, notes.held | young, with_members=bool(members or files["members"]))
+    if grace_s:
+        _keep_young_files(marks, files, members, young_s)
+    plan = _Plan()
+    for digest in sorted((blobs.keys() | files["blobs"].keys()) - marks.blobs):
+        file = plan.blobs[digest] = files["blobs"].get(digest)
+        is_kit = txn.contains(schema.MANIFESTS, digest.raw)
+        reason = "no tag, lease or session leads to it" if digest in blobs else _UNFINISHED
+        plan.victims.append(Victim("ModelKit" if is_kit else "blob", str(digest), file.size if file else 0, reason))
+    for digest in sorted((members.keys() | files["members"].keys()) - marks.members):
+        file = plan.members[digest] = files["members"].get(digest)
+        reason = "no layer that is kept has it" if digest in members else _UNFINISHED
+        plan.victims.append(Victim("member", str(digest), file.size if file else 0, reason))
+    report.kept = len(blobs) + len(members) - len(plan.blobs.keys() & blobs.keys())
+    report.kept -= len(plan.members.keys() & members.keys())
+    _plan_leftovers(plan, notes)
+    return plan
+
+
+def _keep_young_files(
+    marks: Marks, files: dict[str, dict[Digest, _File]], members: dict[Digest, MemberRecord], young_s: float
+) -> None:
+    marks.blobs.update(digest for digest, file in files["blobs"].items() if file.changed_s >= young_s)
+    marks.members.update(digest for digest, file in files["members"].items() if file.changed_s >= young_s)
+    marks.members.update(digest for digest, record in members.items() if record.last_used_s >= young_s)
+
+
+def _plan_leftovers(plan: _Plan, notes: Notes) -> None:
+    for kind, paths, reason in (
+        ("ingest", notes.ingests_dead, "its operation has ended"),
+        ("lease", notes.leases_dead, "its process has ended"),
+        ("session", notes.sessions_dead, "nobody serves it, and it is not wanted"),
+    ):
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                size = status.st_size if status.st_nlink == 1 else 0
+                plan.victims.append(Victim(kind, path.name, size, reason))
+                plan.leftovers.append(path)
+
+
+def _forget(txn: Txn, plan: _Plan) -> None:
+    for digest in plan.blobs:
+        catalog.delete_manifest(txn, digest)
+        catalog.delete_layer(txn, digest)
+        txn.delete(schema.BLOBS, digest.raw)
+    for digest in plan.members:
+        txn.delete(schema.MEMBERS, digest.raw)
+
+
+def _take_away(layout: Layout, plan: _Plan) -> list[Path]:
+    """Rename files of victims into trash and unlink dead notes; the trash is for after the lock."""
+    trash: list[Path] = []
+    prefix = f"{TRASH_PREFIX}{secrets.token_hex(8)}"
+    for file in (*plan.blobs.values(), *plan.members.values()):
+        if file is not None:
+            target = layout.ingest / f"{prefix}.{len(trash)}"
+            with contextlib.suppress(FileNotFoundError), durable.naming(file.path, "removing"):
+                file.path.rename(target)
+            trash.append(target)
+    for path in plan.leftovers:
+        durable.remove(path)
+    return trash

@@ -1,0 +1,107 @@
+"""Repairs: what can be made anew is, corrupt blobs are moved aside, nothing that was published is deleted.
+
+Used by ``kitfs fsck --repair``. The index is mended in one transaction inside the exclusive ``gc.lock``; files are
+hashed outside of it. What is lost stays lost and is said so; importing the ModelKit again puts it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from kitfs.digest import Digest
+from kitfs.store import agreement, catalog, durable, fsck, gate, recover, schema, tags, tags_log
+from kitfs.store.errors import TagsLogCorrupt
+from kitfs.store.findings import Finding, FsckReport, Weight
+from kitfs.store.index import Txn
+from kitfs.store.layout import Layout
+from kitfs.store.records import TagRecord
+
+if TYPE_CHECKING:
+    from kitfs.store.store import Store
+
+_MEMBER_DAMAGE = frozenset({"missing-member", "stale-member", "wrong-member-digest"})
+_BLOB_DAMAGE = frozenset({"wrong-size", "wrong-digest"})
+_INDEX_DAMAGE = frozenset(
+    {"corrupt-record", "disagreeing-counts", "tag-without-manifest", "missing-blob", "incomplete-layer"}
+)
+_LAYER_TABLES = frozenset({schema.LAYERS, schema.TOCS, schema.CHECKPOINTS})
+
+
+def repair(store: Store, *, read_data: bool = False) -> FsckReport:
+    """Check, repair what can be, and check again.
+
+    * a member whose file is gone or other: its record (and file) go, or it gets a new stamp;
+    * a blob whose bytes are wrong: its file is moved to ``quarantine/``, its records go;
+    * a record that does not verify goes; manifests and blobs that a tag needs are recorded anew from their files;
+    * a layer whose table of contents is damaged is forgotten whole: importing its ModelKit again indexes it;
+    * tags are made equal to ``tags.log``, and the counts to the tables.
+
+    Raises:
+        IndexFailed, IndexCorrupt, StoreWriteFailed: when reading or writing failed.
+    """
+    before = fsck.check(store, read_data=read_data)
+    damages = {finding.damage for finding in before.problems}
+    for finding in before.problems:
+        if finding.damage in _MEMBER_DAMAGE:
+            store.restamp_member(Digest.parse(finding.name))
+    if damages & (_BLOB_DAMAGE | _INDEX_DAMAGE):
+        with gate.exclusive(store.layout.gc_lock):
+            for finding in before.problems:
+                if finding.damage in _BLOB_DAMAGE:
+                    _quarantine(store.layout, Digest.parse(finding.name))
+            with store.index.write() as txn:
+                _mend(txn, store.layout, before.problems)
+    after = fsck.check(store, read_data=read_data)
+    left = {(finding.damage, finding.name) for finding in after.problems}
+    for finding in before.problems:
+        if (finding.damage, finding.name) not in left:
+            mended = finding.weight is Weight.REPAIRABLE
+            (after.repaired if mended else after.findings).append(finding)  # what is lost is said once more
+    return after
+
+
+def _quarantine(layout: Layout, digest: Digest) -> None:
+    """Move a corrupt blob's file aside, under a name that tells when."""
+    with durable.naming(layout.quarantine, "making"):
+        layout.quarantine.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            layout.blob(digest).rename(layout.quarantine / f"{digest.hex}.{time.time_ns()}")
+    durable.sync_directory(layout.quarantine)
+
+
+def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
+    view = fsck.open_view(layout, txn)
+    for error in view.corrupt:
+        if error.table in _LAYER_TABLES:
+            catalog.delete_layer(txn, Digest.from_raw(error.key[:32]))
+        elif error.table != schema.INODE_BASES:
+            txn.delete(error.table, error.key)
+    for finding in problems:
+        if finding.damage in _BLOB_DAMAGE | {"missing-blob", "incomplete-layer"}:
+            digest = Digest.parse(finding.name)
+            if finding.damage != "incomplete-layer":
+                txn.delete(schema.BLOBS, digest.raw)
+            catalog.delete_layer(txn, digest)
+    with contextlib.suppress(TagsLogCorrupt):
+        _rebuild_tags(txn, layout)
+    txn.put(schema.COUNTS, schema.COUNT_MANIFESTS, agreement.count_manifests(txn))
+    txn.put(schema.COUNTS, schema.COUNT_TAGS, agreement.count_tags(txn))
+
+
+def _rebuild_tags(txn: Txn, layout: Layout) -> None:
+    """Make the table of tags say what the log says, keeping the records of those that agree."""
+    known = {(repository, tag): record for repository, tag, record in tags.iter_tags(txn)}
+    logged = tags_log.replay(layout.tags_log)
+    now_s = int(time.time())
+    for repository, tag in known.keys() - logged.keys():
+        txn.delete(schema.TAGS, schema.encode_tag_key(repository, tag))
+    for (repository, tag), text in logged.items():
+        manifest = Digest.parse(text)
+        recover.record_from_files(txn, layout, manifest, origin="here", now_s=now_s)
+        record = known.get((repository, tag))
+        if record is None or record.manifest != manifest:
+            record = TagRecord(manifest, "here", now_s, repository, tag)
+        if txn.contains(schema.MANIFESTS, manifest.raw):
+            txn.put(schema.TAGS, schema.encode_tag_key(repository, tag), record)
