@@ -1,0 +1,226 @@
+"""One ModelKit as a session serves it: inode numbers, attributes, open files.
+
+Joins a ``Tree`` (what is shown) with the layers' readers (its bytes). Used by ``view``, which adds what lies above.
+Thread-safe: nothing changes after it is built, but readers that are opened once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from kitfs.errors import KitfsError
+from kitfs.layer.reader import LayerReader
+from kitfs.modelkit.tree import InlineContent, MemberContent, Modes, Node, NodeKind, Tree, shown_mode
+
+if TYPE_CHECKING:
+    from kitfs.digest import Digest
+    from kitfs.store.store import Store
+
+FOR_EVER_S = 10 * 365 * 86400.0
+"""Validity of what can not change, in seconds: ten years."""
+
+
+class NotADirectory(KitfsError):
+    """A file was used as a directory."""
+
+
+class IsADirectory(KitfsError):
+    """A directory was used as a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat shows of one inode.
+
+    Attributes:
+        inode: Its number in the mount.
+        kind: File, directory or symlink.
+        mode: Permission bits.
+        size: Bytes.
+        mtime_ns: Time of every kind, nanoseconds since the epoch.
+        uid: Owner.
+        gid: Group.
+        nlink: Number of links.
+        timeout_s: For how long name and attributes may be believed, seconds.
+    """
+
+    inode: int
+    kind: NodeKind
+    mode: int
+    size: int
+    mtime_ns: int
+    uid: int
+    gid: int
+    nlink: int = 1
+    timeout_s: float = FOR_EVER_S
+
+
+class OpenFile(Protocol):
+    """A file's bytes.
+
+    Attributes:
+        size: Bytes of the whole file.
+        state: ``lazy`` (bytes are in the layer only), ``partial`` or ``native`` (a plain file).
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+
+    @property
+    def state(self) -> str:
+        """``lazy``, ``partial`` or ``native``."""
+
+    def read_ready(self, start: int, stop: int) -> bytes | memoryview | None:
+        """The bytes ``[start, stop)`` when they are at hand, verified; None when that would block."""
+
+    def read(self, start: int, stop: int) -> bytes | memoryview:
+        """The bytes ``[start, stop)``, verified; may block."""
+
+
+@dataclass(frozen=True, slots=True)
+class InlineFile:
+    """A small file whose bytes are in memory."""
+
+    data: bytes
+    state: str = "native"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.data)
+
+    def read_ready(self, start: int, stop: int) -> bytes:
+        """The bytes ``[start, stop)``."""
+        return self.data[start:stop]
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes ``[start, stop)``."""
+        return self.data[start:stop]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who owns what is shown, and with which permission bits.
+
+    Attributes:
+        uid: The user who mounted.
+        gid: That user's group.
+        modes: Which permission bits are shown.
+    """
+
+    uid: int
+    gid: int
+    modes: Modes
+
+
+class ServedKit:
+    """One ModelKit with its inode numbers.
+
+    Attributes:
+        tree: What is shown.
+        first: Inode of node 1; the root's inode is ``root``.
+        root: Inode of the root: 1 for a mount of one ModelKit.
+    """
+
+    def __init__(self, store: Store, tree: Tree, owner: Owner, *, first: int, root: int) -> None:
+        self._store = store
+        self._readers: dict[Digest, LayerReader] = {}
+        self._owner = owner
+        self.tree = tree
+        self.first = first
+        self.root = root
+
+    def node(self, inode: int) -> Node:
+        """The node behind an inode.
+
+        Raises:
+            NodeNotFound: when the inode is not one of this ModelKit's.
+        """
+        return self.tree.get_node(0 if inode == self.root else inode - self.first + 1)
+
+    def inode(self, node: Node) -> int:
+        """The inode of a node."""
+        return self.root if node.number == 0 else self.first + node.number - 1
+
+    def parent(self, inode: int) -> int:
+        """The inode of the directory that holds an inode; the root's is its own."""
+        return self.inode(self.tree.get_node(self.node(inode).parent))
+
+    def attributes(self, node: Node) -> Attributes:
+        """What stat shows of a node."""
+        return Attributes(
+            inode=self.inode(node),
+            kind=node.kind,
+            mode=shown_mode(node, self._owner.modes),
+            size=node.size,
+            mtime_ns=self.tree.mtime_s * 1_000_000_000,
+            uid=self._owner.uid,
+            gid=self._owner.gid,
+            nlink=2 if node.kind is NodeKind.DIRECTORY else 1,
+        )
+
+    def lookup(self, inode: int, name: bytes) -> Attributes:
+        """The entry of a directory with a name.
+
+        Raises:
+            NodeNotFound: when there is none.
+            NotADirectory: when the inode is not a directory.
+        """
+        return self.attributes(self.tree.get_child(self.directory(inode).number, name))
+
+    def iter_directory(self, inode: int, after: int) -> Iterator[tuple[bytes, Attributes, int]]:
+        """Entries of a directory whose inode is above ``after``, each with its inode as cookie.
+
+        Raises:
+            NotADirectory: when the inode is not a directory.
+        """
+        number = max(after - self.first + 1, 0)
+        for node in self.tree.iter_children(self.directory(inode).number, number):
+            attributes = self.attributes(node)
+            yield node.name, attributes, attributes.inode
+
+    def directory(self, inode: int) -> Node:
+        """The directory behind an inode.
+
+        Raises:
+            NotADirectory: when it is none.
+        """
+        node = self.node(inode)
+        if node.kind is not NodeKind.DIRECTORY:
+            raise NotADirectory(f"inode {inode} is not a directory")
+        return node
+
+    def read_link(self, inode: int) -> bytes:
+        """A symlink's target.
+
+        Raises:
+            IsADirectory: when the inode is not a symlink.
+        """
+        node = self.node(inode)
+        if node.kind is NodeKind.SYMLINK and isinstance(node.content, InlineContent):
+            return node.content.data
+        raise IsADirectory(f"inode {inode} is not a symlink")
+
+    def open(self, inode: int) -> OpenFile:
+        """Open a file for reading; nothing is decoded yet.
+
+        Raises:
+            IsADirectory: when the inode is a directory.
+            BlobNotFound: when the layer is gone from the store.
+        """
+        node = self.node(inode)
+        match node.content:
+            case InlineContent(data) if node.kind is NodeKind.FILE:
+                return InlineFile(data)
+            case MemberContent(layer, index):
+                return self._reader(layer).open_member(index)
+        raise IsADirectory(f"inode {inode} is not a file")
+
+    def _reader(self, layer: Digest) -> LayerReader:
+        reader = self._readers.get(layer)
+        if reader is None:
+            reader = self._readers.setdefault(layer, LayerReader(self._store, layer))
+        return reader

@@ -1,0 +1,99 @@
+"""Resolving a mount once: the record from which a worker, and every successor of it, builds the same tree.
+
+Used by the client, in its own process. When ``prepare_session`` returns, the record is on disk and fsynced, its
+lock is held, and garbage collection keeps everything it names.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kitfs.digest import checksum
+from kitfs.errors import KitfsError
+from kitfs.modelkit.resolve import ResolvedTree, resolve
+from kitfs.modelkit.tree import TREE_VERSION, build_tree
+from kitfs.store.sessions import HeldSession, SessionOptions, SessionRecord, new_session_id
+
+if TYPE_CHECKING:
+    from kitfs.oci.reference import Reference
+    from kitfs.store.store import Store
+
+ALL_INODES = 1 << 40
+"""Inode numbers set aside for a session that shows the whole store: directories and trees get theirs from it."""
+ALL_REFERENCE = "all"
+
+
+class SessionUnsupported(KitfsError):
+    """A session whose tree another version of kitfs numbered."""
+
+    def __init__(self, session: str, version: int) -> None:
+        super().__init__(f"session {session} shows a tree of version {version}, this kitfs makes {TREE_VERSION}")
+        self.hint = "kitfs umount it and mount it again"
+
+
+def prepare_session(
+    store: Store,
+    reference: Reference | None,
+    *,
+    mountpoint: Path,
+    uid: int,
+    gid: int,
+    options: SessionOptions,
+) -> HeldSession:
+    """Resolve what a mount shows and record it.
+
+    Args:
+        store: The store.
+        reference: The ModelKit, or None for the whole store.
+        mountpoint: Where it will be mounted, absolute.
+        uid: The user who mounts.
+        gid: That user's group.
+        options: Modes, and whether ``.kitfs/`` is shown.
+
+    Raises:
+        ModelKitNotFound: when the ModelKit or a parent is not in the store.
+        MalformedError: when the ModelKit can not be shown.
+    """
+    with store.lease("mount") as lease:
+        resolved = resolve(store, reference) if reference else None
+        for digest in resolved.digests if resolved else ():
+            lease.hold(digest)
+        record = SessionRecord(
+            id=new_session_id(),
+            kind="kit" if resolved else "all",
+            mountpoint=str(mountpoint),
+            uid=uid,
+            gid=gid,
+            reference=resolved.reference if resolved else ALL_REFERENCE,
+            manifests=[str(digest) for digest in resolved.digests] if resolved else [],
+            options=options,
+            tree_version=TREE_VERSION,
+            boot_id=boot_id(),
+            created_s=int(time.time()),
+        )
+        record = msgspec.structs.replace(record, inode_first=_inode_first(store, record, resolved))
+        return store.create_session(record)
+
+
+def _inode_first(store: Store, record: SessionRecord, resolved: ResolvedTree | None) -> int:
+    if resolved is None:
+        return store.inode_base(b"all:" + record.id.encode(), ALL_INODES)
+    tree = build_tree(resolved, store.get_toc, meta=record.options.meta)
+    return store.inode_base(tree_key(record), len(tree))
+
+
+def tree_key(record: SessionRecord) -> bytes:
+    """What a tree's inode numbers depend on, as 16 bytes: equal sessions show equal numbers."""
+    parts = (record.manifests, record.filter, record.options, record.tree_version)
+    return checksum(msgspec.json.encode(parts))
+
+
+def boot_id() -> str:
+    """The running kernel's boot, random per boot (proc(5), ``/proc/sys/kernel/random/boot_id``)."""
+    with open(os.path.join("/proc/sys/kernel/random", "boot_id")) as file:
+        return file.read().strip()
