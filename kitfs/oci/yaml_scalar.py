@@ -58,7 +58,7 @@ def resolve_scalar(text: str) -> object:
 
 def must_quote(text: str) -> bool:
     """Whether a string has to be quoted in YAML so that it stays a string for go-yaml and for YAML 1.1 readers."""
-    if text == "<<" or type(resolve_scalar(text)) is not str:
+    if type(resolve_scalar(text)) is not str:
         return True
     return text in _OLD_BOOLEANS or _BASE_60.fullmatch(text) is not None
 
