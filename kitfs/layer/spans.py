@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kitfs.digest import CHECKSUM_SIZE, checksum
+from kitfs.digest import checksum
 from kitfs.store.records import KIND_FILE, TocMember
 
 SPAN_SIZE = 128 << 10
@@ -21,7 +21,7 @@ def span_count(size: int) -> int:
     return -(-size // SPAN_SIZE)
 
 
-def iter_first_spans(toc: Sequence[TocMember]) -> list[int]:
+def first_spans(toc: Sequence[TocMember]) -> list[int]:
     """For each member, how many spans the files before it have; one number more at the end, the total."""
     firsts = [0]
     for member in toc:
@@ -61,8 +61,3 @@ class SpanWriter:
         if self._partial:
             self.checksums += checksum(self._partial)
             self._partial.clear()
-
-
-def checksum_at(checksums: bytes, span: int) -> bytes:
-    """The checksum of a layer's `span`-th span."""
-    return checksums[span * CHECKSUM_SIZE : (span + 1) * CHECKSUM_SIZE]

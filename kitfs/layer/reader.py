@@ -1,0 +1,155 @@
+"""Bytes of a layer's members, verified: what the mount, unpack and diff read files with.
+
+A `LayerReader` opens members of one layer; where the bytes come from depends on the layer::
+
+    none          ranges of the blob, cut at spans; each span's checksum is compared before a byte leaves
+    gzip, zstd    the member's own file in the store, made by decoding the whole layer once (`materialise`); trusted by
+                  its stamp when it is opened, else hashed once, then stamped anew or made anew
+
+`read_ready` never waits for a disk, a lock or another thread, and says None instead; `read` may. Both give exactly
+the bytes asked for or raise. All methods may be called from any thread. A reader holds at most one descriptor of the
+blob and one of each opened member of a compressed layer; they are closed with the last object that uses them.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from kitfs.digest import CHECKSUM_SIZE, Digest
+from kitfs.errors import UsageError
+from kitfs.layer.errors import LayerCorrupt
+from kitfs.layer.materialise import Materialiser
+from kitfs.layer.member_file import MemberFileReader
+from kitfs.layer.span_reader import BlobSource, SpanReader
+from kitfs.layer.spans import first_spans
+from kitfs.oci.mediatype import Compression
+from kitfs.store.errors import LayerNotIndexed
+from kitfs.store.records import KIND_FILE
+from kitfs.store.store import Store
+
+State = Literal["lazy", "partial", "native"]
+"""How a member is read: from its layer; from its layer while its own file is being made; from a plain file."""
+
+
+class NotAFile(UsageError):
+    """A member that was to be read is a directory.
+
+    Attributes:
+        layer: The layer's blob.
+        index: Which member.
+    """
+
+    def __init__(self, layer: Digest, index: int) -> None:
+        super().__init__(f"member {index} of layer {layer} is a directory")
+        self.layer = layer
+        self.index = index
+
+
+class MemberReader(Protocol):
+    """One file of a layer.
+
+    Attributes:
+        size: Its bytes.
+    """
+
+    @property
+    def size(self) -> int: ...  # noqa: D102  # see the class
+
+    @property
+    def state(self) -> State:
+        """How it is read just now."""
+        ...
+
+    def read_ready(self, start: int, stop: int) -> bytes | memoryview | None:
+        """The bytes ``[start, stop)`` when they can be had at once, verified, else None.
+
+        Raises:
+            ValueError: when the range is not within the file.
+        """
+        ...
+
+    def read(self, start: int, stop: int) -> bytes | memoryview:
+        """The bytes ``[start, stop)``, verified; may wait for the disk, or for a layer to be decoded.
+
+        Raises:
+            LayerCorrupt: when the stored bytes are not those that were verified.
+            KitfsError, OSError: when the store or the disk fails.
+            ValueError: when the range is not within the file.
+        """
+        ...
+
+
+class LayerReader:
+    """Opens the members of one layer; a context manager.
+
+    Attributes:
+        layer: The layer's blob.
+        record: What the store knows of it.
+        toc: Its members.
+    """
+
+    def __init__(self, store: Store, layer: Digest) -> None:
+        """Read the layer's table of contents.
+
+        Raises:
+            LayerNotIndexed: when it has none.
+            LayerCorrupt: when its checksums are not those of its table of contents.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        record = store.find_layer(layer)
+        if record is None:
+            raise LayerNotIndexed(layer)
+        self.layer = layer
+        self.record = record
+        self.toc = store.get_toc(layer)
+        self._store = store
+        self._materialiser: Materialiser | None = None
+        self._source: BlobSource | None = None
+        if record.compression != Compression.NONE:
+            self._materialiser = Materialiser(store, layer, record, self.toc)
+            return
+        self._first_spans = first_spans(self.toc)
+        self._checksums = store.span_checksums(layer)
+        if len(self._checksums) != self._first_spans[-1] * CHECKSUM_SIZE:
+            reason = f"{len(self._checksums)} bytes of span checksums for {self._first_spans[-1]} spans"
+            raise LayerCorrupt(layer, member=None, span=None, offset=0, reason=reason)
+        self._source = BlobSource(store, layer)
+
+    def open_member(self, index: int) -> MemberReader:
+        """Open a file for reading; a short look at the index at most, nothing is decoded.
+
+        Raises:
+            NotAFile: when it is a directory.
+            IndexError: when there is no such member.
+            BlobNotFound: when the layer is gone.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        member = self.toc[index]
+        if member.kind != KIND_FILE:
+            raise NotAFile(self.layer, index)
+        if self._source is not None:
+            self._source.open()
+            first = self._first_spans[index] * CHECKSUM_SIZE
+            stop = self._first_spans[index + 1] * CHECKSUM_SIZE
+            checksums = memoryview(self._checksums)[first:stop]
+            is_whole_blob = self.record.format == "raw"
+            return SpanReader(self._source, member, index, checksums, is_whole_blob=is_whole_blob)
+        assert self._materialiser is not None
+        return MemberFileReader(self._store, self._materialiser, self.layer, member, index)
+
+    def close(self) -> None:
+        """Stop decoding, unless another reader of the layer waits for it; open members can still be read.
+
+        A member of a compressed layer that is not stored yet can not be read any more.
+        """
+        if self._materialiser is not None:
+            self._materialiser.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
