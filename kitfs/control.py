@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import msgspec
-import xxhash
 
 from kitfs import errors
+from kitfs.digest import checksum
 from kitfs.errors import DaemonError, KitfsError, MalformedError
 
 INTERFACE = "org.kitfs.Control"
@@ -58,9 +58,6 @@ class SocketUntrusted(DaemonError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path} is not used: {reason}")
         self.path = path
-
-
-# -- messages ---------------------------------------------------------------------------------------------------
 
 
 class Call(msgspec.Struct):
@@ -173,24 +170,6 @@ def encode_refusal(error: KitfsError) -> bytes:
     return msgspec.json.encode(Answer(msgspec.Raw(raw), f"{INTERFACE}.{category.__name__}")) + b"\0"
 
 
-def parse_call(message: bytes) -> Call:
-    """Read a call; its parameters stay undecoded.
-
-    Raises:
-        MessageMalformed: when it is none.
-    """
-    return _decode(message, Call)
-
-
-def parse_parameters(raw: msgspec.Raw, kind: type[T]) -> T:
-    """Read the parameters of a call or an answer.
-
-    Raises:
-        MessageMalformed: when fields are missing or of another type.
-    """
-    return _decode(raw, kind)
-
-
 def parse_answer(message: bytes, kind: type[T]) -> T:
     """Read an answer.
 
@@ -198,10 +177,10 @@ def parse_answer(message: bytes, kind: type[T]) -> T:
         MessageMalformed: when it is none.
         KitfsError: what the daemon refused with, as the category that it named.
     """
-    answer = _decode(message, Answer)
+    answer = parse_parameters(message, Answer)
     if not answer.error:
-        return _decode(answer.parameters, kind)
-    refusal = _decode(answer.parameters, Refusal)
+        return parse_parameters(answer.parameters, kind)
+    refusal = parse_parameters(answer.parameters, Refusal)
     category = getattr(errors, answer.error.rpartition(".")[2], DaemonError)
     if not (isinstance(category, type) and issubclass(category, KitfsError)):
         category = DaemonError
@@ -210,7 +189,12 @@ def parse_answer(message: bytes, kind: type[T]) -> T:
     raise error
 
 
-def _decode(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
+def parse_parameters(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Read JSON into a struct.
+
+    Raises:
+        MessageMalformed: when it is no JSON, or fields are missing or of another type.
+    """
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -243,9 +227,6 @@ class Framer:
         return message
 
 
-# -- the socket's place -----------------------------------------------------------------------------------------
-
-
 def socket_path(
     home: Path, override: Path | None = None, *, environ: Mapping[str, str] | None = None, uid: int | None = None
 ) -> Path:
@@ -265,7 +246,7 @@ def socket_path(
     if real == SYSTEM_HOME:
         return SYSTEM_SOCKET
     uid = os.geteuid() if uid is None else uid
-    name = f"{xxhash.xxh3_64_hexdigest(os.fsencode(real))}.sock"
+    name = f"{checksum(os.fsencode(real)).hex()}.sock"
     runtime = (os.environ if environ is None else environ).get("XDG_RUNTIME_DIR", "")
     path = Path(runtime) / "kitfs" / name
     if _is_folder_of(runtime, uid) and len(os.fsencode(path)) <= SOCKET_PATH_SIZE_MAX:
@@ -341,9 +322,6 @@ def parse_descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             found += [number for (number,) in _INT.iter_unpack(data[: len(data) - len(data) % _INT.size])]
     return found
-
-
-# -- a client's connection --------------------------------------------------------------------------------------
 
 
 class ControlConnection:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kitfs.cli.output import say, warn
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError, UsageError
 
@@ -69,7 +70,7 @@ def mount(settings: Settings, words: tuple[str, ...], everything: bool, options:
     ):
         _mount_session(settings, session, mountpoint, parsed)
     if not settings.quiet and settings.log_level in ("info", "debug"):
-        click.echo(f"{session.record.reference} is mounted on {mountpoint.path}", err=True)
+        say(f"{session.record.reference} is mounted on {mountpoint.path}")
 
 
 class _MountOptions:
@@ -124,7 +125,7 @@ def _prepare(
     """
     from kitfs.modelkit.sessions import prepare_session
 
-    if reference is not None:
+    if reference is not None and settings.kitops_home.is_dir():
         _refresh_from_kit(settings, store, reference)
     session = prepare_session(
         store, reference, mountpoint=mountpoint, uid=os.getuid(), gid=os.getgid(), options=options.session
@@ -139,10 +140,11 @@ def _prepare(
 
 def _refresh_from_kit(settings: Settings, store: Store, reference: Reference) -> None:
     """Import what kit's storage has anew of a reference and its parents, and say so."""
-    from kitfs.cli.output import say, warn
+    from kitfs.cli.progress import show_progress
     from kitfs.transfer.kit_refresh import refresh_from_kit_storage
 
-    refresh = refresh_from_kit_storage(store, settings.kitops_home, reference)
+    with show_progress(settings.progress) as progress:
+        refresh = refresh_from_kit_storage(store, settings.kitops_home, reference, progress=progress)
     for warning in refresh.warnings:
         warn(warning)
     for move in refresh.moves:
@@ -170,7 +172,7 @@ def _mount_session(settings: Settings, session: HeldSession, mountpoint: Mountpo
         os.close(device)
     line = mounting.set_read_ahead(mounted.device)
     if line is not None and settings.log_level in ("info", "debug"):
-        click.echo(f"four times the speed of sequential reads: {line}", err=True)
+        say(f"four times the speed of sequential reads: {line}")
 
 
 @contextlib.contextmanager

@@ -129,13 +129,14 @@ class Forker:
             worker.note_orphaned()
 
     async def _listen(self, zygote: _Zygote, watchers: trio.Nursery) -> None:
-        while True:
-            raw, ancillary, _, _ = await zygote.socket.recvmsg(
-                DATAGRAM_SIZE_MAX, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC
-            )
-            if not raw:
-                return
-            self._take(raw, parse_descriptors(ancillary), watchers)
+        """Take what a zygote says; returns when it is dead (ECONNRESET: it had not read all that we sent)."""
+        flags = socket.MSG_CMSG_CLOEXEC
+        with contextlib.suppress(OSError):
+            while True:
+                raw, ancillary, _, _ = await zygote.socket.recvmsg(DATAGRAM_SIZE_MAX, socket.CMSG_LEN(4), flags)
+                if not raw:
+                    return
+                self._take(raw, parse_descriptors(ancillary), watchers)
 
     def _drain(self, zygote: _Zygote, watchers: trio.Nursery) -> None:
         """Take what a dead zygote had still said."""

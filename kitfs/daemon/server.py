@@ -172,7 +172,9 @@ class Server:
                 if message is None:
                     return
                 conversation.answering = True
-                answer = control.encode_answer(await self._dispatch(conversation, control.parse_call(message)))
+                answer = control.encode_answer(
+                    await self._dispatch(conversation, control.parse_parameters(message, control.Call))
+                )
             except (MessageMalformed, DescriptorRefused) as error:
                 await conversation.answer(control.encode_refusal(error))
                 return

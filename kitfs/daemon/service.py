@@ -28,7 +28,7 @@ from kitfs.errors import BusyError, DaemonError, KitfsError
 
 log = logging.getLogger(__name__)
 
-LOCK_TIMEOUT_S = 10
+LOCK_TIMEOUT_S = 5
 """For how long a daemon that is just ending is waited for."""
 
 _BACKLOG = 1024
@@ -82,6 +82,7 @@ def run(plan: Plan) -> None:
         listener = stack.enter_context(_listen(plan.socket))
         plan.ready()
         start_lock.close()
+        log.info("listening at %s for the store %s", plan.socket, plan.home)
         trio.run(_serve, plan, listener)
 
 

@@ -48,7 +48,10 @@ class Zygote:
 
     def _answer(self) -> bool:
         room = socket.CMSG_LEN(4 * FORK_DESCRIPTORS)
-        raw, ancillary, _, _ = self._daemon.recvmsg(DATAGRAM_SIZE_MAX, room, socket.MSG_CMSG_CLOEXEC)
+        try:
+            raw, ancillary, _, _ = self._daemon.recvmsg(DATAGRAM_SIZE_MAX, room, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return False
         descriptors = parse_descriptors(ancillary)
         if not raw:
             return False
