@@ -123,7 +123,7 @@ def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], click.C
 
         run.__doc__ = function.__doc__
         vars(run)["__click_params__"] = getattr(function, "__click_params__", [])
-        command: click.Command = click.command(name, **attributes)(global_options(run))
-        return command
+        make: Callable[[Callable[..., Any]], click.Command] = click.command(name, **attributes)
+        return make(global_options(run))
 
     return decorate
