@@ -22,11 +22,13 @@ from kitfs.oci.kitfile_schema import (
     Package,
     Prompt,
     iter_artifacts,
+    replace_digests,
 )
 from kitfs.oci.kitfile_validate import clean_path, iter_warnings, validate_kitfile
 
 __all__ = [
     "KITFILE_NAMES",
+    "KITFILE_SIZE_MAX",
     "Artifact",
     "Code",
     "Dataset",
@@ -45,11 +47,16 @@ __all__ = [
     "iter_warnings",
     "parse_kitfile_json",
     "parse_kitfile_yaml",
+    "replace_digests",
     "validate_kitfile",
 ]
 
 KITFILE_NAMES = ("Kitfile", "kitfile", ".kitfile")
 """Names under which kit looks for a Kitfile, in this order."""
+
+
+KITFILE_SIZE_MAX = 1024 * 1024
+"""Bytes of YAML that are read; the parser takes 10 s for so many."""
 
 
 def parse_kitfile_yaml(raw: bytes) -> Kitfile:

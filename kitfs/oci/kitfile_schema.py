@@ -20,11 +20,11 @@ readers and writers of both notations walk. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ from kitfs.digest import Digest
 from kitfs.errors import MalformedError
 from kitfs.oci.mediatype import LayerKind
 from kitfs.oci.reference import looks_like_reference
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 _PROBLEMS_SHOWN_MAX = 50
 _PROBLEM_LENGTH_MAX = 500
@@ -257,3 +259,34 @@ def iter_artifacts(kitfile: Kitfile) -> Iterator[Artifact]:
         yield Artifact(LayerKind.CODE, "prompt", prompt.name, prompt.path, prompt.digest, prompt.diff_id)
     for server in kitfile.mcp_servers:
         yield Artifact(LayerKind.MCPB, "", server.name, server.path, server.digest, server.diff_id)
+
+
+def replace_digests(kitfile: Kitfile, digests: Iterable[tuple[Digest, Digest]]) -> Kitfile:
+    """A copy in which each entry that has a layer gets its digest and diff_id, in the order of ``iter_artifacts``.
+
+    Raises:
+        ValueError: when there are not as many as entries with a layer; a caller's mistake.
+    """
+    pairs = iter(list(digests))
+    entries: dict[str, object] = {}
+    if kitfile.model is not None:
+        path = kitfile.model.path
+        has_layer = bool(path) and not looks_like_reference(path)
+        model = _with_digest(kitfile.model, pairs) if has_layer else kitfile.model
+        parts = tuple(_with_digest(part, pairs) for part in model.parts)
+        entries["model"] = msgspec.structs.replace(model, parts=parts)
+    for name in ("code", "datasets", "docs", "prompts", "mcp_servers"):
+        entries[name] = tuple(
+            entry if getattr(entry, "remote_path", "") else _with_digest(entry, pairs)
+            for entry in getattr(kitfile, name)
+        )
+    if next(pairs, None) is not None:
+        raise ValueError("more digests than entries with a layer")
+    return msgspec.structs.replace(kitfile, **entries)
+
+
+def _with_digest(entry: StructT, pairs: Iterator[tuple[Digest, Digest]]) -> StructT:
+    found = next(pairs, None)
+    if found is None:
+        raise ValueError("fewer digests than entries with a layer")
+    return msgspec.structs.replace(entry, digest=found[0], diff_id=found[1])

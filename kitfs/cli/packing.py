@@ -1,0 +1,77 @@
+"""Verb ``pack``: a directory and its Kitfile into a ModelKit in the store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from kitfs.cli.output import print_json, print_result, warn
+from kitfs.cli.progress import show_progress
+from kitfs.cli.settings import Settings, verb
+from kitfs.errors import UsageError
+
+
+class EnvironmentMalformed(UsageError):
+    """A variable of the environment that holds what it can not.
+
+    Attributes:
+        name: The variable.
+    """
+
+    def __init__(self, name: str, value: str, wanted: str) -> None:
+        super().__init__(f"{name}={value[:100]!r}: expected {wanted}")
+        self.name = name
+
+
+@verb("pack")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-f", "--file", "kitfile", help="The Kitfile (- for standard input); default: the one in DIRECTORY.")
+@click.option("-t", "--tag", "tags", multiple=True, metavar="REF[,TAG…]", help="Name and tags for the result.")
+def pack(settings: Settings, directory: Path, kitfile: str | None, tags: tuple[str, ...]) -> None:
+    """Pack DIRECTORY into a ModelKit.
+
+    Prints the ModelKitID. Layers are plain tar, byte for byte as kit packs them. SOURCE_DATE_EPOCH sets the creation
+    time that is recorded.
+    """
+    from kitfs.modelkit import pack as packing
+    from kitfs.oci.reference import parse_references
+
+    references = [reference for text in tags for reference in parse_references(text)]
+    created_s = _source_date_epoch()
+    raw = _read_standard_input() if kitfile == "-" else None
+    path = None if kitfile in (None, "-") else Path(str(kitfile))
+    with settings.open_store() as store, show_progress(settings.progress) as progress:
+        digest = packing.pack(
+            store,
+            directory,
+            path,
+            references,
+            kitfile_raw=raw,
+            created_s=created_s,
+            progress=progress,
+            warn=warn,
+        )
+    if settings.json:
+        print_json({"digest": str(digest), "references": [str(reference) for reference in references]})
+    else:
+        print_result(str(digest) if settings.quiet else f"Model saved: {digest}")
+
+
+def _source_date_epoch() -> int | None:
+    value = os.environ.get("SOURCE_DATE_EPOCH")
+    if not value:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) <= 12):
+        raise EnvironmentMalformed("SOURCE_DATE_EPOCH", value, "seconds since 1970 as an integer")
+    return int(value)
+
+
+def _read_standard_input() -> bytes:
+    from kitfs.oci.kitfile import KITFILE_SIZE_MAX
+
+    if sys.stdin.isatty():
+        raise click.UsageError("-f - reads the Kitfile from standard input, which is a terminal")
+    return sys.stdin.buffer.read(KITFILE_SIZE_MAX + 1)
