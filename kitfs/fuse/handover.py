@@ -23,12 +23,6 @@ from kitfs.fuse.protocol import RESEND_NOTIFICATION
 
 log = logging.getLogger(__name__)
 
-MIN_TASKS = 8
-"""Idle tasks that pyfuse3 keeps: each that it ends and starts again maps and unmaps a buffer of 1 MiB."""
-
-MAX_TASKS = 99
-"""Requests under way at once: 64 of read-ahead and as many others as pyfuse3's default leaves."""
-
 
 class HandoverFailed(FuseError):
     """The device could not be taken over."""
@@ -110,7 +104,7 @@ async def _serve_until_nothing_to_read() -> bool:
     pyfuse3 cancels its other tasks then; handlers shield themselves, so every request that was read is answered.
     """
     try:
-        await pyfuse3.main(MIN_TASKS, MAX_TASKS)
+        await pyfuse3.main()
     except BaseExceptionGroup as group:
         rest = group.split(_is_nothing_to_read)[1]
         if rest is not None:
