@@ -18,7 +18,7 @@ REFERENCE = "tiny-sentiment:0.1.0"
 
 READ_TENSOR = """\
 import safetensors
-with safetensors.safe_open("mnt/model/model.safetensors", "numpy") as weights:
+with safetensors.safe_open("mnt/model", "numpy") as weights:
     bias = weights.get_tensor("classifier.bias")
     print("classifier.bias", bias.dtype, bias.shape, bias.tolist(), bias.tobytes().hex())"""
 
@@ -56,9 +56,10 @@ def demonstrate(world: World) -> None:
     show(world, "kitfs", "pack", "tiny-sentiment", "-t", REFERENCE)
     show(world, "kitfs", "list")
     show(world, "kitfs", "mount", REFERENCE, "mnt")
-    show(world, "find", "mnt", "-printf", "%M %8s %P %l\\n")
+    show(world, "ls", "-lR", "mnt")
+    show(world, "cat", "mnt/.kitfs/id")
     show(world, "python", "-c", READ_TENSOR)
-    show(world, "cmp", "tiny-sentiment/model/model.safetensors", "mnt/model/model.safetensors")
+    show(world, "cmp", "tiny-sentiment/weights/model.safetensors", "mnt/model")
     show(world, "kitfs", "ps")
     show(world, "kitfs", "umount", "mnt")
     show(world, "kitfs", "daemon", "stop")

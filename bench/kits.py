@@ -21,12 +21,12 @@ package:
   authors: [the kitfs demo]
 model:
   name: tiny-sentiment
-  path: model/model.safetensors
+  path: weights/model.safetensors
   framework: safetensors
   license: Apache-2.0
   parts:
     - name: tokenizer
-      path: model/tokenizer.json
+      path: weights/tokenizer.json
       type: tokenizer
 datasets:
   - name: reviews
@@ -45,7 +45,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-tensors = load_file(Path(__file__).parent.parent / "model" / "model.safetensors")
+tensors = load_file(Path(__file__).parent.parent / "weights" / "model.safetensors")
 print(sum(tensor.size for tensor in tensors.values()), "parameters")
 '''
 
@@ -92,12 +92,12 @@ def make_example(folder: Path) -> None:
     files = {
         "Kitfile": EXAMPLE_KITFILE.encode(),
         "README.md": b"# tiny-sentiment\n\nTwo layers that have never been trained.\n",
-        "model/model.safetensors": encode_safetensors({
+        "weights/model.safetensors": encode_safetensors({
             "embedding.weight": _weights([1024, 256], 1),
             "classifier.weight": _weights([2, 256], 2),
             "classifier.bias": ([2], struct.pack("<2f", 0.5, -0.5)),
         }),
-        "model/tokenizer.json": json.dumps(tokenizer, indent=1).encode() + b"\n",
+        "weights/tokenizer.json": json.dumps(tokenizer, indent=1).encode() + b"\n",
         "data/reviews.jsonl": b"".join(json.dumps({"text": text, "label": label}).encode() + b"\n"
                                        for text, label in reviews),
         "src/count.py": EXAMPLE_CODE.encode(),

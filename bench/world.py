@@ -70,7 +70,7 @@ class World:
 @contextmanager
 def make_world() -> Iterator[World]:
     """A world for the time of the block; nothing of it is left afterwards."""
-    with tempfile.TemporaryDirectory(prefix="kitfs-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kitfs-") as folder:
         world = World(Path(folder))
         try:
             yield world
