@@ -371,7 +371,8 @@ class ControlConnection:
         try:
             self._socket.settimeout(timeout_s)
             sent = self._socket.sendmsg([message], [] if descriptor is None else encode_descriptors([descriptor]))
-            self._socket.sendall(message[sent:])
+            if sent < len(message):  # an empty send is EPIPE where the daemon has answered and hung up already
+                self._socket.sendall(message[sent:])
             return parse_answer(self._receive(deadline), answer)
         except TimeoutError:
             raise DaemonUnreachable(f"the daemon did not answer {method} within {timeout_s:g} s") from None
