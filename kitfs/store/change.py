@@ -22,7 +22,14 @@ from dataclasses import dataclass, field
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
 from kitfs.store import catalog, durable, schema, tags, tags_log
-from kitfs.store.errors import BlobNotFound, LimitExceeded, ManifestIncomplete, MemberNotFound, SizeMismatch
+from kitfs.store.errors import (
+    BlobNotFound,
+    LimitExceeded,
+    ManifestIncomplete,
+    MemberNotFound,
+    RecordCorrupt,
+    SizeMismatch,
+)
 from kitfs.store.index import Index, Txn
 from kitfs.store.lease import Lease, Placement
 from kitfs.store.records import (
@@ -32,6 +39,7 @@ from kitfs.store.records import (
     LogPosition,
     ManifestRecord,
     MemberRecord,
+    Record,
     Stamp,
     TagRecord,
     TocMember,
@@ -162,6 +170,9 @@ class Change:
         if pending.has_records():
             with self._index.read() as txn:
                 self._sync_names(txn, pending)
+                for digest, member in pending.members.items():
+                    old = _find_verified(txn, schema.MEMBERS, digest, MemberRecord)
+                    member.stamp = member.stamp or (old.stamp if old else None)
             blobs = {digest: self._check_blob(digest, blob) for digest, blob in pending.blobs.items()}
             members = {digest: self._check_member(digest, member) for digest, member in pending.members.items()}
             with self._index.write() as txn:
@@ -218,10 +229,7 @@ class Change:
         return stamp if stamp == verified and is_settled(stamp, time.time_ns()) else None
 
     def _put_blob(self, txn: Txn, digest: Digest, blob: _Blob, stamp: Stamp | None, now_s: int) -> None:
-        try:
-            old = catalog.find_blob(txn, digest)
-        except KitfsError:
-            old = None  # a corrupt record is healed by the file that was just checked
+        old = _find_verified(txn, schema.BLOBS, digest, BlobRecord)
         placement = self._lease.placements.get(digest)
         media_types = list(old.media_types) if old else []
         if blob.media_type and blob.media_type not in media_types:
@@ -263,6 +271,14 @@ class Change:
         with contextlib.suppress(KitfsError, OSError), self._index.write() as txn:
             if tags.log_position(txn) <= start and tags_log.size_of(self._layout.tags_log) == stop:
                 tags_log.cut(self._layout.tags_log, start)
+
+
+def _find_verified(txn: Txn, table: str, digest: Digest, kind: type[Record]) -> Record | None:
+    """The record that is there; a corrupt one counts as none, and is replaced by what the file tells."""
+    try:
+        return txn.find(table, digest.raw, kind)
+    except RecordCorrupt:
+        return None
 
 
 def _form(blob: _Blob, placement: Placement | None, old: BlobRecord | None) -> BlobForm:

