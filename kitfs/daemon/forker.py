@@ -36,9 +36,15 @@ _DEATHS_WINDOW_S = 10.0
 _FORK_TIMEOUT_S = 30.0
 """A fork takes 2 ms; a zygote that has just been started needs 0.2 s of imports first."""
 
+_ATTEMPTS_MAX = 3
+
 
 class ForkFailed(DaemonError):
     """No worker could be forked."""
+
+
+class _ZygoteDied(ForkFailed):
+    """The zygote died before it answered."""
 
 
 @dataclass
@@ -102,7 +108,8 @@ class Forker:
                 if len(deaths) == _DEATHS_MAX and deaths[-1] - deaths[0] < _DEATHS_WINDOW_S:
                     log.error("the zygote died %d times within %g s", _DEATHS_MAX, _DEATHS_WINDOW_S)
                     self._wanted = trio.Event()
-                    await self._wanted.wait()
+                    if not self._pending:
+                        await self._wanted.wait()
 
     async def _follow(self, watchers: trio.Nursery) -> None:
         """Start a zygote and listen to it until it dies."""
@@ -123,7 +130,6 @@ class Forker:
 
     def _note_death(self) -> None:
         for pending in self._pending.values():
-            pending.error = "the zygote died"
             pending.done.set()
         for worker in self._workers.values():
             worker.note_orphaned()
@@ -181,8 +187,15 @@ class Forker:
             resend: Whether it follows a worker that died.
 
         Raises:
-            ForkFailed: when there is no zygote, it died meanwhile, or it can not fork.
+            ForkFailed: when the zygote can not fork, hangs, or died each of ``_ATTEMPTS_MAX`` times.
         """
+        for _ in range(_ATTEMPTS_MAX - 1):
+            with contextlib.suppress(_ZygoteDied):
+                return await self._fork_once(session, device, init, resend)
+        return await self._fork_once(session, device, init, resend)
+
+    async def _fork_once(self, session: str, device: int, init: bytes, resend: bool) -> Worker:
+        """One attempt, with sockets of its own: a child of a lost attempt must see its control socket close."""
         call = ForkCall(next(self._numbers), os.fspath(self._home), session, resend)
         init_ours, init_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control_ours, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -190,22 +203,20 @@ class Forker:
         try:
             with init_ours, init_theirs, control_theirs:
                 init_ours.send(init)
-                await self._call(call, pending, [device, init_theirs.fileno(), control_theirs.fileno()])
+                worker = await self._call(call, pending, [device, init_theirs.fileno(), control_theirs.fileno()])
         finally:
             if pending.worker is None:
                 control_ours.close()
-        assert pending.worker is not None
-        await pending.worker.send(GO)
-        return pending.worker
+        await worker.send(GO)
+        return worker
 
-    async def _call(self, call: ForkCall, pending: _Pending, descriptors: list[int]) -> None:
+    async def _call(self, call: ForkCall, pending: _Pending, descriptors: list[int]) -> Worker:
         self._pending[call.number] = pending
         self._wanted.set()
         try:
             with trio.fail_after(_FORK_TIMEOUT_S):
                 await self._zygote_came.wait()
-                async with self._sending:
-                    await self._send(call, descriptors)
+                await self._send(call, descriptors)
                 await pending.done.wait()
         except trio.TooSlowError:
             if self._zygote:
@@ -213,13 +224,17 @@ class Forker:
             raise ForkFailed(f"the zygote did not fork a worker within {_FORK_TIMEOUT_S:g} s") from None
         finally:
             del self._pending[call.number]
-        if pending.worker is None:
+        if pending.worker is not None:
+            return pending.worker
+        if pending.error:
             raise ForkFailed(f"no worker could be forked: {pending.error}")
+        raise _ZygoteDied("no worker could be forked: the zygote died")
 
     async def _send(self, call: ForkCall, descriptors: list[int]) -> None:
-        if self._zygote is None:
-            raise ForkFailed("no worker could be forked: the zygote died")
-        try:
-            await self._zygote.socket.sendmsg([msgspec.json.encode(call)], encode_descriptors(descriptors))
-        except OSError as error:
-            raise ForkFailed(f"no worker could be forked: {error.strerror}") from None
+        """Send a call to the zygote; when it turns out to be dead, whoever follows it sets ``done``."""
+        async with self._sending:
+            zygote = self._zygote
+            if zygote is None:
+                raise _ZygoteDied("no worker could be forked: the zygote died")
+            with contextlib.suppress(OSError):
+                await zygote.socket.sendmsg([msgspec.json.encode(call)], encode_descriptors(descriptors))

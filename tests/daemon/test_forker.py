@@ -43,32 +43,44 @@ async def test_a_worker_that_can_not_start_says_why_and_is_reaped(home, device):
         nursery.cancel_scope.cancel()
 
 
-async def test_forks_that_meet_a_dead_zygote_fail_by_name_and_later_ones_work(home, device):
-    """SIGKILL at any moment of a fork: the call ends with ForkFailed or with a worker, and the next zygote serves."""
+async def test_forks_survive_the_death_of_their_zygote(home, device):
+    """SIGKILL at any moment of a fork: the call is made again to the next zygote and ends with a worker."""
     forker = Forker(home)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forker.run)
         for number in range(4):
             worker = await fork(forker, device)
             await worker.dead.wait()
-            zygote = forker.zygote_pid
             async with trio.open_nursery() as forks:
                 for _ in range(number):
-                    forks.start_soon(_fork_or_fail, forker, device)
+                    forks.start_soon(_fork_and_wait, forker, device)
                 await trio.lowlevel.checkpoint()
-                os.kill(zygote, signal.SIGKILL)
-        worker = await fork(forker, device)
-        await worker.dead.wait()
+                os.kill(forker.zygote_pid, signal.SIGKILL)
+                forks.start_soon(_fork_and_wait, forker, device)
         nursery.cancel_scope.cancel()
 
 
-async def _fork_or_fail(forker, device):
-    try:
-        worker = await forker.fork("no-such-session", device=device, init=b"x", resend=False)
-    except ForkFailed:
-        return
+async def _fork_and_wait(forker, device):
+    worker = await fork(forker, device)
     with trio.fail_after(30):
         await worker.dead.wait()
+
+
+async def test_a_zygote_that_hangs_is_killed_and_followed(home, device, monkeypatch):
+    """A fork that gets no answer in time fails by name, and the next one works."""
+    forker = Forker(home)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forker.run)
+        worker = await fork(forker, device)
+        await worker.dead.wait()
+        monkeypatch.setattr("kitfs.daemon.forker._FORK_TIMEOUT_S", 0.2)
+        os.kill(forker.zygote_pid, signal.SIGSTOP)
+        with pytest.raises(ForkFailed, match="did not fork"):
+            await fork(forker, device)
+        monkeypatch.setattr("kitfs.daemon.forker._FORK_TIMEOUT_S", 30.0)
+        worker = await fork(forker, device)
+        await worker.dead.wait()
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_child_that_nobody_told_to_go_ends_without_the_device(home, device, wait_for_end):

@@ -1,0 +1,199 @@
+"""A machine with one store: a small ModelKit, the real command line, a daemon; and the check that nothing is left."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kitfs import client, mounting
+from kitfs.control import DaemonUnreachable, MountState
+
+WEIGHTS = random.Random(1).randbytes(8 << 20)
+"""The model of the ModelKit ``myllm:1``, at ``weights.bin``."""
+
+RUN = "from kitfs.cli.main import main; main()"
+TIMEOUT_S = 120
+
+
+def _blob(layout: Path, media_type: str, data: bytes) -> dict[str, object]:
+    digest = hashlib.sha256(data).hexdigest()
+    (layout / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+    (layout / "blobs/sha256" / digest).write_bytes(data)
+    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def make_layout(folder: Path) -> Path:
+    """An OCI layout with one ModelKit, tag ``1``: a model of one file in a plain tar."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        member = tarfile.TarInfo("weights.bin")
+        member.size = len(WEIGHTS)
+        tar.addfile(member, io.BytesIO(WEIGHTS))
+    layer = _blob(folder, "application/vnd.kitops.modelkit.model.v1.tar", archive.getvalue()[: len(WEIGHTS) + 1536])
+    kitfile = {"manifestVersion": "1.0.0", "package": {"name": "t"}, "model": {"name": "m", "path": "weights.bin"}}
+    config = _blob(folder, "application/vnd.kitops.modelkit.config.v1+json", json.dumps(kitfile).encode())
+    manifest_type = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {"schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": [layer]}
+    descriptor = _blob(folder, manifest_type, json.dumps(manifest).encode())
+    descriptor["annotations"] = {"org.opencontainers.image.ref.name": "1"}
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    return folder
+
+
+def wait_for_end(pid: int, timeout_s: float = 30.0) -> None:
+    """Wait until a process is gone; it need not be a child."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([process], [], [], timeout_s)[0], f"process {pid} does not end"
+    finally:
+        os.close(process)
+
+
+class Machine:
+    """Runs the real command line against one store of its own."""
+
+    def __init__(self, folder: Path, runtime: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.prefix: list[str] = []
+        self.environment = {
+            **os.environ,
+            "KITFS_HOME": str(self.home),
+            "KITOPS_HOME": str(folder / "no-kit"),
+            "XDG_RUNTIME_DIR": str(runtime),
+        }
+        self.environment.pop("KITFS_SOCKET", None)
+
+    def command(self, *arguments: object) -> list[str]:
+        """The command line of a verb."""
+        return [*self.prefix, sys.executable, "-c", RUN, *map(str, arguments)]
+
+    def run(self, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a verb and check its exit code; no traceback ever reaches a user."""
+        command = self.command(*arguments)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    def mount(self, name: str = "mnt", reference: str = "myllm:1", *options: str) -> Path:
+        """Mount, and the mount point."""
+        place = self.folder / name
+        place.mkdir(exist_ok=True)
+        self.run("mount", *options, reference, place)
+        return place
+
+    @property
+    def client(self) -> client.Client:
+        """The daemon, which must run."""
+        found = client.find_daemon(self.home, None)
+        assert found is not None
+        return found
+
+    def states(self) -> list[MountState]:
+        """What the daemon serves."""
+        return self.client.list_mounts()
+
+    def processes(self) -> list[int]:
+        """Daemon, zygotes and workers: whatever has our store in its first environment."""
+        found = []
+        mark = f"KITFS_HOME={self.home}\0".encode()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    def mounts(self) -> list[mounting.KitfsMount]:
+        """Mounts below our folder."""
+        return [mounted for mounted in mounting.find_mounts() if self.folder in mounted.mountpoint.parents]
+
+    def sessions(self) -> list[Path]:
+        """Session records on disk."""
+        return sorted((self.home / "sessions").glob("*.json"))
+
+    def close(self) -> None:
+        """Unmount lazily, end the daemon, and check that no mount and no process is left."""
+        for mounted in reversed(self.mounts()):
+            subprocess.run(["fusermount3", "-u", "-z", str(mounted.mountpoint)], check=False)
+        with contextlib.suppress(DaemonUnreachable):
+            os.kill(self._daemon_pid(), signal.SIGTERM)
+        for pid in self.processes():
+            try:
+                wait_for_end(pid)
+            except AssertionError:
+                os.kill(pid, signal.SIGKILL)
+                raise
+        assert self.mounts() == []
+
+    def _daemon_pid(self) -> int:
+        found = client.find_daemon(self.home, None)
+        if found is None:
+            raise DaemonUnreachable("none")
+        return found.ping().pid
+
+
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OCI layout with ``myllm:1``."""
+    folder = tmp_path_factory.mktemp("layout") / "myllm"
+    folder.mkdir()
+    return make_layout(folder)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, layout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A store that has ``myllm:1``; no daemon yet."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK) or shutil.which("fusermount3") is None:
+        pytest.skip("FUSE is not usable here")
+    runtime = Path(tempfile.mkdtemp(prefix="kitfs-run-"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    made = Machine(tmp_path, runtime)
+    try:
+        made.run("import", layout)
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.fixture
+def open_device() -> Iterator[None]:
+    """/dev/fuse as udev makes it: 0666."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    mode = os.stat("/dev/fuse").st_mode & 0o777
+    os.chmod("/dev/fuse", 0o666)
+    yield
+    os.chmod("/dev/fuse", mode)
+
+
+@pytest.fixture
+def weights() -> bytes:
+    """What ``weights.bin`` holds."""
+    return WEIGHTS
+
+
+@pytest.fixture(name="wait_for_end")
+def wait_for_end_fixture() -> object:
+    """``wait_for_end(pid)``."""
+    return wait_for_end
