@@ -34,8 +34,13 @@ def _check(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def sample_command(view: str) -> list[str]:
+    """The program that serves a sample view; a worker's descriptors follow."""
+    return [sys.executable, str(SAMPLE), view]
+
+
 class Mount:
-    """A FUSE mount of a sample view.
+    """A FUSE mount, of a sample view or of what another program serves.
 
     Attributes:
         path: Where it is mounted; for other processes only.
@@ -44,12 +49,12 @@ class Mount:
         fifo: Where a read that is stuck says so.
     """
 
-    def __init__(self, path: Path, view: str, *, read_only: bool, log_path: Path) -> None:
+    def __init__(self, path: Path, command: list[str], *, read_only: bool, log_path: Path) -> None:
         self.path = path
         self.log_path = log_path
         self.fifo = log_path.with_suffix(".fifo")
         os.mkfifo(self.fifo)
-        self._view = view
+        self._command = command
         self._control: socket.socket | None = None
         self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         self.worker: subprocess.Popen[bytes] | None = None
@@ -74,21 +79,29 @@ class Mount:
 
     def start_worker(self, *, resend: bool = False, view: str | None = None) -> None:
         """Start a process that serves the mount, and wait until it does."""
+        self.launch_worker(sample_command(view) if view else self._command, resend=resend)
+        assert self.hear() == {"ready": True}
+
+    def launch_worker(self, command: list[str], *, resend: bool = False) -> None:
+        """Start a process that serves the mount."""
         init_ours, init_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(TIMEOUT_S)
         with init_ours, init_theirs, control_theirs, self.log_path.open("ab") as log:
             init_ours.send(self._copy)
             numbers = (self._device, init_theirs.fileno(), control_theirs.fileno())
-            command = [sys.executable, str(SAMPLE), view or self._view, *map(str, numbers), str(resend)]
+            arguments = [*command, *map(str, numbers), str(resend)]
             environment = {**os.environ, "SAMPLE_VIEW_STUCK_FIFO": str(self.fifo)}
-            self.worker = subprocess.Popen(command, pass_fds=numbers, stderr=log, env=environment)
-        assert json.loads(self._control.recv(4096)) == {"ready": True}
+            self.worker = subprocess.Popen(arguments, pass_fds=numbers, stderr=log, env=environment)
 
-    def stats(self) -> dict[str, float]:
+    def hear(self) -> dict[str, object]:
+        """The next thing that the worker says."""
+        return json.loads(self._control.recv(4096))
+
+    def stats(self) -> dict[str, object]:
         """The worker's counters."""
         self._control.send(b'{"stats": true}')
-        return json.loads(self._control.recv(4096))
+        return self.hear()
 
     def say(self, datagram: bytes) -> None:
         """Send the worker something."""
@@ -169,10 +182,13 @@ def make_mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
         pytest.skip("needs root and /dev/fuse")
     mounts: list[Mount] = []
 
-    def make(view: str = "sample", *, read_only: bool = True, served: bool = True) -> Mount:
+    def make(
+        view: str = "sample", *, command: list[str] | None = None, read_only: bool = True, served: bool = True
+    ) -> Mount:
         path = tmp_path / f"mnt{len(mounts)}"
         path.mkdir()
-        mount = Mount(path, view, read_only=read_only, log_path=tmp_path / f"worker{len(mounts)}.log")
+        log_path = tmp_path / f"worker{len(mounts)}.log"
+        mount = Mount(path, command or sample_command(view), read_only=read_only, log_path=log_path)
         mounts.append(mount)
         if served:
             mount.start_worker()

@@ -1,11 +1,20 @@
 """The worker's life: it ends with its mount, not with its daemon."""
 
+import hashlib
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 
 from kitfs.fuse.guard import Counters
 from kitfs.fuse.worker import encode_counters, parse_question
+from kitfs.modelkit.pack import pack
+from kitfs.modelkit.sessions import prepare_session
+from kitfs.oci.reference import parse_reference
+from kitfs.store.sessions import SessionOptions
+from kitfs.store.store import Store
 
 READ = "import sys; print(open(sys.argv[1] + '/' + sys.argv[2], 'rb').read(6))"
 
@@ -52,3 +61,75 @@ def test_state_follows_from_what_was_opened(opens, native, state):
     answer = json.loads(encode_counters(Counters(opens=opens, native=native)))
     assert answer["state"] == state
     assert set(answer) == {"reads", "bytes_read", "opens", "lookups", "errors", "native", "state"}
+
+
+RUN_WORKER = """
+import sys
+from pathlib import Path
+from kitfs.fuse.worker import run_worker
+home, session, device, init, control, resend = sys.argv[1:]
+run_worker(home=Path(home), session_id=session, device=int(device), init=int(init), control=int(control),
+           resend=resend == "True")
+"""
+KITFILE = "manifestVersion: 1.0.0\npackage:\n  name: sample\nmodel:\n  path: weights.bin\n"
+WEIGHTS = bytes(range(256)) * 2000
+
+
+def worker_command(home: Path, session: str) -> list[str]:
+    return [sys.executable, "-c", RUN_WORKER, str(home), session]
+
+
+@pytest.fixture
+def session(store_home, tmp_path):
+    """A session of a packed ModelKit, held by this process."""
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "Kitfile").write_text(KITFILE)
+    (context / "weights.bin").write_bytes(WEIGHTS)
+    reference = parse_reference("sample:1")
+    with Store.open(store_home) as store:
+        pack(store, context, None, [reference])
+        owner = {"uid": os.getuid(), "gid": os.getgid()}
+        held = prepare_session(store, reference, mountpoint=tmp_path, options=SessionOptions(), **owner)
+    with held:
+        yield held
+
+
+@pytest.mark.mount
+@pytest.mark.root
+def test_worker_serves_a_modelkit_without_any_privilege(make_mount, store_home, session):
+    """From a session's record alone a worker shows the packed bytes, with no capability and no way to one."""
+    mount = make_mount(command=worker_command(store_home, session.id))
+    code = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1] + '/model', 'rb').read()).hexdigest())"
+    assert mount.run(code) == hashlib.sha256(WEIGHTS).hexdigest()
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{mount.worker.pid}/status").read_text().splitlines())
+    assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [0, 0, 0, 0]
+    assert status["NoNewPrivs"] == "1"
+    assert os.readlink(f"/proc/{mount.worker.pid}/cwd") == "/"
+
+
+@pytest.mark.mount
+@pytest.mark.root
+def test_successor_shows_the_same_inodes(make_mount, store_home, session):
+    """What a worker shows follows from the session, so that a reader can not tell one worker from the next."""
+    mount = make_mount(command=worker_command(store_home, session.id))
+    code = """
+    import os, sys
+    print(sorted((entry.name, entry.inode()) for entry in os.scandir(sys.argv[1])), os.stat(sys.argv[1]).st_ino)
+    """
+    before = mount.run(code)
+    mount.kill_worker()
+    mount.start_worker(resend=True)
+    assert mount.run(code) == before
+
+
+@pytest.mark.mount
+@pytest.mark.root
+@pytest.mark.parametrize("missing", ["store", "session"])
+def test_worker_that_can_not_serve_says_why(make_mount, store_home, session, missing):
+    """Without its store or session a worker tells the daemon in words and ends with 70, before it is asked anything."""
+    mount = make_mount(served=False)
+    home = store_home if missing == "session" else store_home.with_name("elsewhere")
+    mount.launch_worker(worker_command(home, "0123456789abcdef"))
+    assert str(home if missing == "store" else "0123456789abcdef") in mount.hear()["failed"]
+    assert mount.worker.wait(30) == 70
