@@ -21,7 +21,7 @@ from kitfs.store.store import Store
 rounds = taken = 0
 with Store.open(Path(sys.argv[1])) as store:
     while not select.select([sys.stdin], [], [], 0.1)[0]:
-        taken += gc(store, dry_run=False, grace_s=0).taken
+        taken += len(gc(store, dry_run=False, grace_s=0).victims)
         rounds += 1
 print(rounds, taken)
 """
