@@ -20,11 +20,10 @@ from pathlib import Path
 
 from kitfs.errors import UsageError
 from kitfs.oci.reference import ReferenceMalformed, parse_repository
-from kitfs.transfer.kit_storage import KitStorage, holds_repositories
-from kitfs.transfer.oci_layout import LayoutArchive, LayoutFolder
+from kitfs.transfer.kit_storage import STORAGE, KitStorage, holds_repositories, storage_folder
+from kitfs.transfer.oci_archive import LayoutArchive
+from kitfs.transfer.oci_layout import LayoutFolder
 from kitfs.transfer.source import Source, SourceNotFound, SourceNotRecognised
-
-STORAGE = "storage"
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
@@ -61,12 +60,6 @@ def open_source(path: Path, *, repository: str | None = None) -> Source:
     if repository is not None and isinstance(source, KitStorage):
         raise RepositoryNotNeeded(path)
     return source
-
-
-def storage_folder(kitops_home: Path) -> Path | None:
-    """kit's ``storage`` folder below its home, or None when kit has stored nothing there."""
-    folder = kitops_home / STORAGE
-    return folder if folder.is_dir() else None
 
 
 def _open_archive(path: Path, repository: str | None) -> Source:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
 from kitfs.errors import MalformedError
 from kitfs.oci.reference import Reference
-from kitfs.store.store import Store
-from kitfs.transfer.detect import storage_folder
-from kitfs.transfer.importer import import_source
-from kitfs.transfer.intake import Progress
-from kitfs.transfer.kit_storage import KitStorage
+from kitfs.transfer.kit_storage import KitStorage, storage_folder
 from kitfs.transfer.parents import PARENTS_MAX, find_digest, find_parent_stored
+
+if TYPE_CHECKING:
+    from kitfs.store.store import Store
+    from kitfs.transfer.intake import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ def _refresh_one(store: Store, source: KitStorage, reference: Reference, refresh
         return
     if entry is None or entry.descriptor.digest == before:
         return
+    from kitfs.transfer.importer import import_source  # 30 ms that a look which finds nothing new does not need
+
     report = import_source(store, source, references=[reference], progress=progress)
     refresh.moves.append(KitMove(reference, before, entry.descriptor.digest))
     refresh.warnings += report.warnings

@@ -36,6 +36,9 @@ from kitfs.transfer.source import (
     read_plain,
 )
 
+STORAGE = "storage"
+"""Name of the folder below kit's home."""
+
 _INDEX_NAME = re.compile(r"([-A-Za-z0-9_]+={0,3})-index\.json")
 _NOT_REPOSITORIES = frozenset({"blobs", "ingest", "cache"})
 
@@ -96,14 +99,14 @@ class KitStorage:
         return sorted({*self._shared_repositories(), *self._folder_repositories()})
 
     def _shared_repositories(self) -> Iterator[str]:
-        for item in os.scandir(self.path):
-            match = _INDEX_NAME.fullmatch(item.name)
-            if match is None or not item.is_file(follow_symlinks=False):
+        for path in self.path.iterdir():
+            match = _INDEX_NAME.fullmatch(path.name)
+            if match is None:
                 continue
             try:
                 yield decode_repository(match.group(1))
             except (ValueError, ReferenceMalformed) as error:
-                self.warnings.append(f"{self.path / item.name} does not name a repository ({error}): passed over")
+                self.warnings.append(f"{path} does not name a repository ({error}): passed over")
 
     def _folder_repositories(self) -> Iterator[str]:
         for folder in _iter_layout_folders(self.path):
@@ -186,7 +189,9 @@ def decode_repository(name: str) -> str:
         raise ValueError(str(error)) from error
     if base64.urlsafe_b64encode(text.encode()).decode() != name:
         raise ValueError("not as kit encodes names")
-    return text if text == UNNAMED_REPOSITORY else parse_repository(text)
+    if parse_repository(text) != text:
+        raise ValueError("a name without its host")
+    return text
 
 
 def _is_layout(root: Path, name: str) -> bool:
@@ -214,12 +219,19 @@ def _iter_layout_folders(root: Path) -> Iterator[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    names = (item.name for item in os.scandir(folder) if item.is_dir(follow_symlinks=False))
+    with os.scandir(folder) as items:
+        names = [item.name for item in items if item.is_dir(follow_symlinks=False)]
     return [folder / name for name in sorted(names, reverse=True) if name not in _NOT_REPOSITORIES]
 
 
 def holds_repositories(folder: Path) -> bool:
     """Whether a folder looks like kit's storage: a repository's index, or layouts in folders below it."""
-    if any(_INDEX_NAME.fullmatch(item.name) for item in os.scandir(folder)):
+    if any(_INDEX_NAME.fullmatch(path.name) for path in folder.iterdir()):
         return True
     return next(_iter_layout_folders(folder), None) is not None
+
+
+def storage_folder(kitops_home: Path) -> Path | None:
+    """kit's ``storage`` folder below its home, or None when kit has stored nothing there."""
+    folder = kitops_home / STORAGE
+    return folder if folder.is_dir() else None

@@ -1,20 +1,16 @@
-"""An OCI image layout as a source: a folder, or a tar archive that is read in place.
+"""An OCI image layout as a source: the folder, and what it shares with an archive (``oci_archive``).
 
 https://github.com/opencontainers/image-spec, image-layout.md, version 1.0.0: ``oci-layout``, ``index.json``,
 ``blobs/sha256/<hex>``. Names are the annotations ``org.opencontainers.image.ref.name``: a bare tag, which belongs
-to ``localhost/<folder name>`` or to the repository that the caller names, or a full reference. Nothing is
-extracted: a blob in an archive is (offset, size) of the archive's file.
+to ``localhost/<folder name>`` or to the repository that the caller names, or a full reference.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from kitfs.archive.tar_toc import MemberKind, TocReader
-from kitfs.digest import Digest
 from kitfs.errors import UsageError
 from kitfs.oci.manifest import ANNOTATION_REF_NAME, Descriptor, parse_index
 from kitfs.oci.reference import Reference, ReferenceMalformed, parse_reference, parse_repository, parse_tag
@@ -23,8 +19,6 @@ from kitfs.transfer.source import (
     INDEX_SIZE_MAX,
     BlobFolder,
     Blobs,
-    SourceBlob,
-    SourceBlobMissing,
     SourceEntry,
     SourceMalformed,
     find_in_entries,
@@ -67,7 +61,9 @@ def name_entry(descriptor: Descriptor, blobs: Blobs, repository: str | None) -> 
         if repository is None:
             raise RepositoryNeeded(name)
         return SourceEntry(repository, name, descriptor, blobs)
-    reference = parse_reference(name)
+    reference = parse_reference(name, default_tag=None)
+    if reference.tag is None:
+        raise ReferenceMalformed(name, "neither a tag nor a repository with one")
     return SourceEntry(reference.repository, reference.tag, descriptor, blobs)
 
 
@@ -90,7 +86,7 @@ class RepositoryNeeded(UsageError):
         self.tag = tag
 
 
-class _Layout:
+class Layout:
     """What folder and archive share: the index and its names."""
 
     origin = "layout"
@@ -136,7 +132,7 @@ def _default_repository(path: Path) -> str | None:
         return None
 
 
-class LayoutFolder(_Layout):
+class LayoutFolder(Layout):
     """A layout that is a folder.
 
     Args:
@@ -157,86 +153,3 @@ class LayoutFolder(_Layout):
     def close(self) -> None:
         """Close descriptors; may be called again."""
         self._folder.close()
-
-
-class LayoutArchive(_Layout):
-    """A layout that is a tar archive, read in place.
-
-    Only headers and the blobs that are asked for are read. An archive that changes meanwhile gives wrong bytes,
-    which the importer refuses by their digest.
-
-    Args:
-        path: The archive.
-        repository: What bare tags belong to; by default ``localhost/<name of the file without .tar and .oci>``.
-    """
-
-    def __init__(self, path: Path, *, repository: str | None = None) -> None:
-        super().__init__(path, self, repository)
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._places: dict[bytes, tuple[int, int]] | None = None
-
-    def _find(self, name: bytes) -> tuple[int, int] | None:
-        if self._places is None:
-            self._places = scan_archive(self._fd, self.path)
-        return self._places.get(name)
-
-    def _read(self, name: str, limit: int) -> bytes:
-        place = self._find(name.encode())
-        if place is None:
-            raise SourceMalformed(self.path, f"no {name} at its top, so it is not an archive of an OCI layout")
-        if place[1] > limit:
-            raise SourceMalformed(self.path / name, f"{place[1]} bytes, more than the {limit} that are read")
-        return SourceBlob(self._fd, *place, None, owned=False).read()
-
-    def open_blob(self, digest: Digest) -> SourceBlob:
-        """A blob's place in the archive; see ``Blobs``.
-
-        Raises:
-            SourceBlobMissing: when it is not there.
-        """
-        place = self._find(b"blobs/sha256/" + digest.hex.encode())
-        if place is None:
-            raise SourceBlobMissing(digest, str(self.path))
-        return SourceBlob(self._fd, *place, None, owned=False)
-
-    def close(self) -> None:
-        """Close descriptors; may be called again."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-_HEADER_READ = 64 << 10
-_ZEROS = memoryview(bytes(1 << 20))
-
-
-def scan_archive(fd: int, path: Path) -> dict[bytes, tuple[int, int]]:
-    """(offset, size) of each file in a tar archive, by its name.
-
-    The bytes of large members are not read: the reader of headers is fed zeros in their place, so the 40 GB of a
-    layout's blobs cost no I/O.
-
-    Raises:
-        TarMalformed: for what the tar reader refuses: links, duplicates, wrong headers, an archive cut short.
-        SourceMalformed: when a member would lie beyond the end of the file.
-    """
-    reader, places = TocReader(), {}
-    size_total = os.fstat(fd).st_size
-    position = 0
-    while position < size_total:
-        data = os.pread(fd, _HEADER_READ, position)
-        position += len(data)
-        pieces = reader.feed(data)
-        for piece in pieces:
-            member = piece.member
-            if member.offset + member.size > size_total:
-                raise SourceMalformed(path, f"cut short: {member.path!r:.200} ends beyond the end of the archive")
-            if member.kind is MemberKind.FILE:
-                places[member.path] = (member.offset, member.size)
-        if pieces and not pieces[-1].ends:
-            stop = pieces[-1].member.offset + pieces[-1].member.size
-            while position < stop:
-                position += len(zeros := _ZEROS[: stop - position])
-                reader.feed(zeros)
-    reader.close()
-    return places

@@ -7,12 +7,16 @@ by ``modelkit``, which also says what is wrong with a chain.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kitfs.digest import Digest
 from kitfs.errors import MalformedError
 from kitfs.oci.kitfile import Kitfile, iter_artifacts, parse_kitfile_json, validate_kitfile
 from kitfs.oci.manifest import ANNOTATION_KITFILE, Manifest, parse_manifest
 from kitfs.oci.reference import Reference, looks_like_reference, parse_reference
-from kitfs.store.store import Store
+
+if TYPE_CHECKING:
+    from kitfs.store.store import Store
 
 PARENTS_MAX = 10
 """Longest chain of ``model.path`` references (kitops, "reached maximum number of model references")."""

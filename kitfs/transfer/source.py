@@ -7,6 +7,7 @@ every ``SourceBlob`` and every ``Source``. Not for use by several threads at onc
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -272,6 +273,8 @@ def open_plain(name: str, path: Path, folder: int) -> tuple[int, int]:
     except (FileNotFoundError, PermissionError):
         raise
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
         raise SourceMalformed(path, f"not a plain file ({error.strerror})") from error
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):

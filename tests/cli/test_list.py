@@ -1,0 +1,61 @@
+"""``kitfs list``: kit 1.7.0's form, byte by byte."""
+
+import pytest
+
+HEADER = "REPOSITORY   TAG   MAINTAINER   NAME   SIZE   DIGEST\n"
+
+
+def test_table_is_kits(filled, shared_fixtures):
+    """The table of kit 1.7.0's storage is exactly what kit 1.7.0 printed."""
+    assert filled("list").out == (shared_fixtures / "kit-v1.7.0/kit-list.txt").read_text()
+
+
+@pytest.mark.parametrize("version", ["kit-v0.1.3", "kit-v0.2.3", "kit-v0.2.5", "kit-v0.4.0"])
+def test_table_of_older_kits(kitfs, shared_fixtures, version):
+    """So is the table of older storages (kit 0.1.0 alone ended each line with a column more)."""
+    kitfs("import", shared_fixtures / version, "--copy", "--progress", "none")
+    assert kitfs("list").out == (shared_fixtures / version / "kit-list.txt").read_text()
+
+
+def test_no_store_is_an_empty_list(kitfs, tmp_path):
+    """Before anything was imported, the list is empty, and no store is made."""
+    done = kitfs("list")
+    assert (done.code, done.out) == (0, HEADER)
+    assert not (tmp_path / "home").exists()
+    assert kitfs("list", "--format", "json").json == []
+
+
+def test_json_is_kits(filled):
+    """JSON has kit's keys in kit's order, one object for each ModelKit of a repository, tags in a list."""
+    items = filled("list", "--format", "json").json
+    assert [list(item) for item in items] == [["repo", "digest", "tags", "modelName", "size", "author"]] * 7
+    assert items[1] == {
+        "repo": "myllm",
+        "digest": "sha256:287937ed371eb5caca7bca881d2896c192c2742d58e597caedf2139faa547316",
+        "tags": ["3.1.4", "latest"],
+        "modelName": "slice",
+        "size": "4.5 MiB",
+        "author": "kitfs",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [("myllm", 4), ("localhost/myllm", 4), ("myllm:latest", 1), ("registry.example.com:8080/acme/team_a/tuned", 1),
+     ("other", 0), ("sha256:287937ed371eb5caca7bca881d2896c192c2742d58e597caedf2139faa547316", 2)],
+)  # fmt: skip
+def test_one_repository(filled, wanted, count):
+    """A repository, a tag or a ModelKitID limits the list."""
+    assert len(filled("list", wanted).out.splitlines()) == count + 1
+
+
+def test_quiet(filled):
+    """-q prints each ModelKitID once."""
+    assert len(filled("list", "-q").out.splitlines()) == 7
+
+
+def test_untagged(filled):
+    """What has no tag any more is shown with <none>, as kit shows what it packed without one."""
+    filled("remove", "empty:0")
+    row = filled("list").out.splitlines()[1].split()
+    assert row[:2] == ["<none>", "<none>"] and row[-1].startswith("sha256:2ae55d09")
