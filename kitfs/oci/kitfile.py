@@ -55,8 +55,8 @@ KITFILE_NAMES = ("Kitfile", "kitfile", ".kitfile")
 """Names under which kit looks for a Kitfile, in this order."""
 
 
-KITFILE_SIZE_MAX = 1024 * 1024
-"""Bytes of YAML that are read; the parser takes 10 s for so many."""
+KITFILE_SIZE_MAX = 512 * 1024
+"""Bytes of YAML that are read; a config may have 4 MiB."""
 
 
 def parse_kitfile_yaml(raw: bytes) -> Kitfile:

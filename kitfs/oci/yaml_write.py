@@ -19,9 +19,9 @@ Pure.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cmp_to_key
-from itertools import pairwise
 
 from kitfs.oci.go_json import decompose, place_point
 from kitfs.oci.yaml_scalar import Timestamp, must_quote
@@ -29,8 +29,14 @@ from kitfs.oci.yaml_scalar import Timestamp, must_quote
 _INDENT = 2
 _SIMPLE_KEY_LENGTH_MAX = 128
 _BREAKS = "\n\r\x85\u2028\u2029"
-_BLANKS_AND_BREAKS = " \t\0" + _BREAKS
-_FIRST_INDICATORS = "#,[]{}&*!|>'\"%@`"
+_BREAK = re.compile(f"[{_BREAKS}]")
+_BREAK_SPACE = re.compile(f"[{_BREAKS}] ")
+_SPACE_BREAK = re.compile(f" [{_BREAKS}]")
+_EDGE_SPACE = re.compile(r"\A | \Z")
+_UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]")
+_ESCAPED = re.compile(f'[^\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd]|["\\\\{_BREAKS}]')
+_BLOCK_INDICATOR = re.compile(r"\A(?:---|\.\.\.|[#,\[\]{}&*!|>'\"%@`]|[?-](?:[ \t]|\Z))|:(?:[ \t]|\Z)|[ \t\0]#")
+_FLOW_INDICATOR = re.compile(r"[,?\[\]{}:]")
 _ESCAPES = {
     0x00: "0", 0x07: "a", 0x08: "b", 0x09: "t", 0x0A: "n", 0x0B: "v", 0x0C: "f", 0x0D: "r", 0x1B: "e",
     0x22: '"', 0x5C: "\\", 0x85: "N", 0xA0: "_", 0x2028: "L", 0x2029: "P",
@@ -64,40 +70,12 @@ class _Scalar:
     __slots__ = ("block", "multiline", "plain", "plain_in_flow", "single")
 
     def __init__(self, text: str) -> None:
-        block_indicators = flow_indicators = text.startswith(("---", "..."))
-        flow_indicators |= any(character in ",?[]{}:" for character in text)
-        block_indicators |= _has_block_indicator(text)
-        unprintable = any(not _is_printable(character) and character != "\t" for character in text)
-        self.multiline = any(character in _BREAKS for character in text)
-        edges = text[:1] in (" ", *_BREAKS) or text[-1:] in (" ", *_BREAKS)
-        break_space = any(a in _BREAKS and b == " " for a, b in pairwise(text))
-        space_break = any(a == " " and b in _BREAKS for a, b in pairwise(text))
-        odd = space_break or unprintable
-        anywhere = not (edges or self.multiline or break_space or odd or "\t" in text)
-        self.plain = anywhere and not block_indicators
-        self.plain_in_flow = anywhere and not (flow_indicators or block_indicators)
-        self.single = not (break_space or odd or "\t" in text)
+        odd = _UNPRINTABLE.search(text) is not None or _SPACE_BREAK.search(text) is not None
+        self.multiline = _BREAK.search(text) is not None
+        self.single = not (odd or "\t" in text or _BREAK_SPACE.search(text))
         self.block = not (odd or text.endswith(" "))
-
-
-def _has_block_indicator(text: str) -> bool:
-    if text[:1] in tuple(_FIRST_INDICATORS):
-        return True
-    if text[:1] in ("?", "-") and text[1:2] in ("", " ", "\t"):
-        return True
-    for number, character in enumerate(text):
-        if character == ":" and text[number + 1 : number + 2] in ("", " ", "\t"):
-            return True
-        if character == "#" and number and text[number - 1] in _BLANKS_AND_BREAKS:
-            return True
-    return False
-
-
-def _is_printable(character: str) -> bool:
-    code = ord(character)
-    if code < 0xA0:
-        return code == 0x0A or 0x20 <= code <= 0x7E
-    return code <= 0xD7FF or (0xE000 <= code <= 0xFFFD and code != 0xFEFF)
+        self.plain = self.single and not (self.multiline or _EDGE_SPACE.search(text) or _BLOCK_INDICATOR.search(text))
+        self.plain_in_flow = self.plain and _FLOW_INDICATOR.search(text) is None
 
 
 class _Writer:
@@ -188,8 +166,10 @@ class _Writer:
         self._indicator(text, need_space=True)
 
     def _double_quoted(self, text: str) -> None:
-        everything = text.startswith("\ufeff")
-        quoted = "".join(_escape(character, everything) for character in text)
+        if text.startswith("\ufeff"):  # go-yaml looks for the mark at the string's start only, and then everywhere
+            quoted = "".join(map(_escape, text))
+        else:
+            quoted = _ESCAPED.sub(lambda match: _escape(match.group()), text)
         self._indicator(f'"{quoted}"', need_space=True)
 
     def _single_quoted(self, text: str, indent: int) -> None:
@@ -236,13 +216,11 @@ class _Writer:
 
 
 def _is_simple_key(key: str) -> bool:
-    return len(key.encode()) <= _SIMPLE_KEY_LENGTH_MAX and not any(character in _BREAKS for character in key)
+    return len(key.encode()) <= _SIMPLE_KEY_LENGTH_MAX and _BREAK.search(key) is None
 
 
-def _escape(character: str, everything: bool) -> str:
+def _escape(character: str) -> str:
     code = ord(character)
-    if not everything and _is_printable(character) and character not in _BREAKS and character not in '"\\':
-        return character
     if code in _ESCAPES:
         return "\\" + _ESCAPES[code]
     if code <= 0xFF:
