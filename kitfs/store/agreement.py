@@ -59,7 +59,8 @@ def find_disagreements(txn: Txn, layout: Layout) -> list[str]:
 
 
 def _compare_log(txn: Txn, layout: Layout) -> list[str]:
-    logged = tags_log.replay(layout.tags_log)
+    # Only as far as this transaction knows: another process may be appending, and its commit is not seen here.
+    logged = tags_log.replay(layout.tags_log, tags.log_position(txn))
     for repository, tag, record in tags.iter_tags(txn):
         if logged.pop((repository, tag), None) != str(record.manifest):
             return [f"tags.log does not say that {repository}:{tag} is {record.manifest}"]

@@ -178,7 +178,7 @@ def find_tags_without_manifest(view: View) -> Iterator[Finding]:
         for repository, tag, record in tags.iter_tags(view.txn):
             if record.manifest not in view.manifests:
                 detail = f"it points at {record.manifest}, which is not in the index"
-                yield Finding("tag-without-manifest", f"{repository}:{tag}", detail, Weight.LOST)
+                yield Finding("tag-without-manifest", f"{repository}:{tag}", detail, _weight(view, record.manifest))
     except RecordCorrupt:
         return  # named by find_corrupt_records
 
@@ -188,14 +188,25 @@ def find_incomplete_manifests(view: View) -> Iterator[Finding]:
     for digest, record in view.manifests.items():
         for needed in dict.fromkeys((digest, record.config, *record.layers)):
             if needed not in view.blobs:
-                yield Finding("incomplete-manifest", str(digest), f"blob {needed} is not recorded", Weight.LOST)
+                weight = _weight(view, needed)
+                yield Finding("incomplete-manifest", str(digest), f"blob {needed} is not recorded", weight)
+
+
+def _weight(view: View, blob: Digest) -> Weight:
+    """A record whose file is there can be made anew."""
+    return Weight.LOST if find_status(view.layout.blob(blob)) is None else Weight.REPAIRABLE
+
+
+def find_layers_without_blob(view: View) -> Iterator[Finding]:
+    """Layers whose blob is not recorded."""
+    for digest in view.layers:
+        if digest not in view.blobs:
+            yield Finding("layer-without-blob", str(digest), "its blob is not recorded", _weight(view, digest))
 
 
 def find_incomplete_layers(view: View) -> Iterator[Finding]:
-    """Layers without a blob, or with a batch of members or checksums missing."""
+    """Layers with a batch of members or checksums missing."""
     for digest in view.layers:
-        if digest not in view.blobs:
-            yield Finding("incomplete-layer", str(digest), "its blob is not recorded", Weight.LOST)
         try:
             catalog.get_toc(view.txn, digest)
             catalog.get_span_checksums(view.txn, digest)
@@ -272,6 +283,7 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     find_wrong_sizes,
     find_tags_without_manifest,
     find_incomplete_manifests,
+    find_layers_without_blob,
     find_incomplete_layers,
     find_missing_members,
     find_stale_members,

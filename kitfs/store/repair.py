@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
 from kitfs.store import agreement, catalog, durable, fsck, gate, recover, schema, tags, tags_log
-from kitfs.store.errors import TagsLogCorrupt
-from kitfs.store.findings import Finding, FsckReport, Weight
+from kitfs.store.errors import RecordCorrupt, TagsLogCorrupt
+from kitfs.store.findings import Finding, FsckReport
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
-from kitfs.store.records import TagRecord
+from kitfs.store.records import InodeRange, LogPosition, NextInode, TagRecord
 
 if TYPE_CHECKING:
     from kitfs.store.store import Store
@@ -24,9 +24,21 @@ if TYPE_CHECKING:
 _MEMBER_DAMAGE = frozenset({"missing-member", "stale-member", "wrong-member-digest"})
 _BLOB_DAMAGE = frozenset({"wrong-size", "wrong-digest"})
 _INDEX_DAMAGE = frozenset(
-    {"corrupt-record", "disagreeing-counts", "tag-without-manifest", "missing-blob", "incomplete-layer"}
+    {
+        "corrupt-record",
+        "disagreeing-counts",
+        "tag-without-manifest",
+        "incomplete-manifest",
+        "layer-without-blob",
+        "missing-blob",
+        "incomplete-layer",
+    }
 )
+_DROPPED = _BLOB_DAMAGE | {"missing-blob", "incomplete-layer"}
+"""Damage that a repair ends by forgetting what was damaged, which only another import brings back."""
+
 _LAYER_TABLES = frozenset({schema.LAYERS, schema.TOCS, schema.CHECKPOINTS})
+_DROPPED_RECORDS = tuple(f"{table}[" for table in sorted(_LAYER_TABLES))
 
 
 def repair(store: Store, *, read_data: bool = False) -> FsckReport:
@@ -57,8 +69,8 @@ def repair(store: Store, *, read_data: bool = False) -> FsckReport:
     left = {(finding.damage, finding.name) for finding in after.problems}
     for finding in before.problems:
         if (finding.damage, finding.name) not in left:
-            mended = finding.weight is Weight.REPAIRABLE
-            (after.repaired if mended else after.findings).append(finding)  # what is lost is said once more
+            gone = finding.damage in _DROPPED or finding.name.startswith(_DROPPED_RECORDS)
+            (after.findings if gone else after.repaired).append(finding)  # what is lost is said once more
     return after
 
 
@@ -79,22 +91,36 @@ def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
         elif error.table != schema.INODE_BASES:
             txn.delete(error.table, error.key)
     for finding in problems:
-        if finding.damage in _BLOB_DAMAGE | {"missing-blob", "incomplete-layer"}:
+        if finding.damage in _DROPPED:
             digest = Digest.parse(finding.name)
             if finding.damage != "incomplete-layer":
                 txn.delete(schema.BLOBS, digest.raw)
             catalog.delete_layer(txn, digest)
     with contextlib.suppress(TagsLogCorrupt):
         _rebuild_tags(txn, layout)
+    for digest in view.layers:
+        if not txn.contains(schema.BLOBS, digest.raw):
+            catalog.delete_layer(txn, digest)
+    with contextlib.suppress(RecordCorrupt):
+        _restore_next_inode(txn)
     txn.put(schema.COUNTS, schema.COUNT_MANIFESTS, agreement.count_manifests(txn))
     txn.put(schema.COUNTS, schema.COUNT_TAGS, agreement.count_tags(txn))
+
+
+def _restore_next_inode(txn: Txn) -> None:
+    """Note again which number comes after all ranges, where that note is gone."""
+    if not txn.contains(schema.COUNTS, schema.NEXT_INODE):
+        stops = [record.first + record.count for _, record in txn.iter(schema.INODE_BASES, InodeRange)]
+        if stops:
+            txn.put(schema.COUNTS, schema.NEXT_INODE, NextInode(max(stops)))
 
 
 def _rebuild_tags(txn: Txn, layout: Layout) -> None:
     """Make the table of tags say what the log says, keeping the records of those that agree."""
     known = {(repository, tag): record for repository, tag, record in tags.iter_tags(txn)}
-    logged = tags_log.replay(layout.tags_log)
+    logged, end = tags_log.replay_whole(layout.tags_log)
     now_s = int(time.time())
+    txn.put(schema.COUNTS, schema.LOG_POSITION, LogPosition(end))
     for repository, tag in known.keys() - logged.keys():
         txn.delete(schema.TAGS, schema.encode_tag_key(repository, tag))
     for (repository, tag), text in logged.items():

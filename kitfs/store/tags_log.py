@@ -93,8 +93,8 @@ def size_of(path: Path) -> int:
         raise
 
 
-def read_lines(path: Path, start: int) -> tuple[list[LogLine], int]:
-    """The lines from ``start`` on, and where the last whole one ends.
+def read_lines(path: Path, start: int, stop: int | None = None) -> tuple[list[LogLine], int]:
+    """The lines in ``[start, stop)`` (without ``stop``: to the end), and where the last whole one ends.
 
     Raises:
         TagsLogCorrupt: when a line that does not verify has a verifying one after it: that is no torn end.
@@ -104,7 +104,7 @@ def read_lines(path: Path, start: int) -> tuple[list[LogLine], int]:
         return [], start
     with durable.naming(path, "reading"), open(path, "rb") as file:
         file.seek(start)
-        raw = file.read()
+        raw = file.read() if stop is None else file.read(stop - start)
     lines: list[LogLine] = []
     offset = start
     bad: int | None = None
@@ -160,15 +160,33 @@ def cut(path: Path, size: int) -> None:
             os.close(fd)
 
 
-def replay(path: Path) -> dict[tuple[str, str], str]:
-    """All tags as the whole log has them: (repository, tag) → manifest digest.
+def replay(path: Path, stop: int) -> dict[tuple[str, str], str]:
+    """All tags as the first ``stop`` bytes of the log have them: (repository, tag) → manifest digest.
 
     Raises:
-        TagsLogCorrupt: when a line does not verify.
+        TagsLogCorrupt: when a line does not verify, or the log is shorter.
         StoreWriteFailed: when the log can not be read.
     """
+    lines, end = read_lines(path, 0, stop)
+    if end != stop:
+        raise TagsLogCorrupt(path, end, f"only {size_of(path)} bytes of {stop} are there, or its checksum differs")
+    return _replay(lines)
+
+
+def replay_whole(path: Path) -> tuple[dict[tuple[str, str], str], int]:
+    """All tags as the lines have them that verify, a torn end left out; and where the last of them ends.
+
+    Raises:
+        TagsLogCorrupt: when a line inside the log does not verify.
+        StoreWriteFailed: when the log can not be read.
+    """
+    lines, end = read_lines(path, 0)
+    return _replay(lines), end
+
+
+def _replay(lines: list[LogLine]) -> dict[tuple[str, str], str]:
     tags: dict[tuple[str, str], str] = {}
-    for line in read_lines(path, 0)[0]:
+    for line in lines:
         for repository, tag in line.removed:
             tags.pop((repository, tag), None)
         for item in line.set:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from kitfs.digest import Digest
-from kitfs.store import catalog, durable, schema
+from kitfs.store import catalog, durable, gate, schema
 from kitfs.store.errors import BlobCorrupt, BlobNotFound
 from kitfs.store.index import Index
 from kitfs.store.layout import Layout
@@ -53,16 +53,25 @@ def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
         RecordCorrupt, IndexFailed, IndexCorrupt: when the index fails.
     """
     path = layout.member(digest)
+    seen = find_status(path)
     stamp = verify_file(path, digest)
-    with index.write() as txn:
-        record = catalog.find_member(txn, digest)
-        if stamp is None:
-            txn.delete(schema.MEMBERS, digest.raw)
-        elif record is not None:
-            txn.put(schema.MEMBERS, digest.raw, msgspec.structs.replace(record, stamp=stamp))
-    if stamp is None:
-        durable.remove(path)
-    return stamp is not None
+    if stamp is not None:
+        with index.write() as txn:
+            record = catalog.find_member(txn, digest)
+            if record is not None:
+                txn.put(schema.MEMBERS, digest.raw, msgspec.structs.replace(record, stamp=stamp))
+        return True
+    # Inside the gate nobody places a file: one that was made anew while this one was hashed stays, with its record.
+    with gate.exclusive(layout.gc_lock):
+        now = find_status(path)
+        if now is not None and seen is not None and os.path.samestat(seen, now):
+            durable.remove(path)
+            now = None
+    if now is None:
+        with index.write() as txn:
+            if find_status(path) is None:
+                txn.delete(schema.MEMBERS, digest.raw)
+    return False
 
 
 def hold_verified(index: Index, lease: Lease, digest: Digest) -> None:

@@ -179,7 +179,7 @@ def test_log_that_was_cut_short_stops_gc(damaged, build_damaged):
     """When the log has lost acknowledged lines, GC sweeps nothing; a repair makes the table follow the log."""
     build_damaged.kit()
     os.truncate(damaged.layout.tags_log, 0)
-    with pytest.raises(Exception, match=r"tags\.log does not say"):
+    with pytest.raises(Exception, match=r"tags\.log"):
         gc(damaged)
     assert list(damaged.iter_manifests())
 
