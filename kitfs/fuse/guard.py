@@ -33,14 +33,9 @@ _EXPECTED: dict[type[KitfsError], int] = {
 }
 """Errors that answer a question; every other one means that something is broken, is logged and is EIO."""
 
-_RESERVED = frozenset(
-    {errno.ENOSYS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE, errno.ENOTCONN, errno.ENODEV}
-)
-"""Errno with a meaning of their own for the kernel or for readers, such as "never ask this again" (ENOSYS), or "no such
-name", which would be cached for ever; one that comes from the store's files says none of that."""
-
-_ERRNO_MAX = 511
-"""The kernel refuses an answer with a larger one, and its request stays unanswered (``fuse_dev_do_write``)."""
+_PASSED = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
+"""Errno of a resource that ran out, which readers may see. Any other comes from the store's files and would say
+something wrong about the mount's: EAGAIN "try again", ENOSYS "never ask this again", ENOENT "no such name" for ever."""
 
 _MESSAGES_MAX = 1000
 
@@ -102,8 +97,8 @@ def errno_of(error: BaseException) -> int:
     for kind, number in _EXPECTED.items():
         if isinstance(error, kind):
             return number
-    number = error.errno or 0 if isinstance(error, OSError) else 0
-    return number if 0 < number <= _ERRNO_MAX and number not in _RESERVED else errno.EIO
+    number = error.errno if isinstance(error, OSError) else None
+    return number if number in _PASSED else errno.EIO
 
 
 def _is_handle(result: object) -> bool:

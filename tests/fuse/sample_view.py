@@ -80,6 +80,7 @@ FILES: dict[bytes, SampleFile] = {
     b"faulty-interrupt": _failing(KeyboardInterrupt()),
     b"faulty-digest": _failing(IntegrityError("a span is damaged")),
     b"faulty-oserror": _failing(OSError(errno.ENOSYS, "never ask again")),
+    b"faulty-blocking": _failing(BlockingIOError(errno.EAGAIN, "not in the page cache")),
     b"faulty-errno": _failing(OSError(100_000, "no such errno")),
     b"faulty-missing": _failing(FileNotFoundError(errno.ENOENT, "a blob is gone")),
     b"faulty-text": SampleFile(4096, lambda start, stop: "x" * (stop - start)),

@@ -159,6 +159,7 @@ FAULTS = {
     "faulty-interrupt": "EIO",
     "faulty-digest": "EIO",
     "faulty-oserror": "EIO",
+    "faulty-blocking": "EIO",
     "faulty-errno": "EIO",
     "faulty-missing": "EIO",
     "faulty-text": "EIO",
