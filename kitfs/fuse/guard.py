@@ -97,8 +97,9 @@ def errno_of(error: BaseException) -> int:
     for kind, number in _EXPECTED.items():
         if isinstance(error, kind):
             return number
-    number = error.errno if isinstance(error, OSError) else None
-    return number if number in _PASSED else errno.EIO
+    if isinstance(error, OSError) and error.errno in _PASSED:
+        return error.errno
+    return errno.EIO
 
 
 def _is_handle(result: object) -> bool:
