@@ -151,11 +151,12 @@ class Decoding:
                     pipeline.submit(writer.take, memoryview(piece))
                 offset += len(data)
             decoder.close()
+            pipeline.drain()
+        except LayerMalformed:
+            pipeline.drain()  # members before the damage are good
+            raise
         finally:
-            try:
-                pipeline.drain()
-            finally:
-                pipeline.close()
+            pipeline.close()
         return offset
 
     def _add_stored(self, digests: list[Digest]) -> None:

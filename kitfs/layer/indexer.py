@@ -140,10 +140,17 @@ class LayerIndexer:
             if error.member is not None:
                 what += f" (member {error.member[:200]!r})"
             self._failed = LayerMalformed(None, error.offset, what)
+            self._end_thread()
             raise self._failed from error
         except LayerMalformed as error:
             self._failed = error
+            self._end_thread()
             raise
+
+    def _end_thread(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
 
     def _take(self, piece: memoryview) -> None:
         self._size += len(piece)
@@ -168,7 +175,7 @@ class LayerIndexer:
         self._decoder.close()
         if self._pipeline is not None:
             self._pipeline.drain()
-            self._pipeline.close()
+            self._end_thread()
         self._stage.close()
 
 

@@ -37,7 +37,7 @@ class MemberFileReader:
         self._index = index
         self._offset = member.offset
         self._digest = Digest.from_raw(member.digest)
-        self._descriptor = self._find_trusted()
+        self._descriptor = self._look()[0]
 
     @property
     def state(self) -> Literal["lazy", "partial", "native"]:
@@ -83,22 +83,21 @@ class MemberFileReader:
         if not 0 <= start <= stop <= self.size:
             raise ValueError(f"range [{start}, {stop}) of a file of {self.size} bytes")
 
-    def _find_trusted(self) -> Descriptor | None:
-        """The member's file, when there is one whose stamp holds; nothing is hashed."""
+    def _look(self) -> tuple[Descriptor | None, bool]:
+        """The member's file, when there is one whose stamp holds, and whether there is any; nothing is hashed."""
         try:
             fd, is_trusted = self._store.open_member(self._digest)
         except MemberNotFound:
-            return None
+            return None, False
         descriptor = Descriptor(fd)
-        return descriptor if is_trusted and os.fstat(fd).st_size == self.size else None
+        return (descriptor if is_trusted and os.fstat(fd).st_size == self.size else None), True
 
     def _open(self) -> Descriptor:
         """The member's file, hashed or made where it must be."""
         for _ in range(_ATTEMPTS):
-            descriptor = self._find_trusted()
+            descriptor, is_there = self._look()
             if descriptor is not None:
                 return descriptor
-            is_there = self._store.find_member(self._digest) is not None
             if not is_there or not self._store.restamp_member(self._digest):
                 self._materialiser.materialise(self._digest)
         raise self._corrupt("its member file does not stay as it was verified")
