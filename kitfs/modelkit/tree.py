@@ -128,6 +128,7 @@ class Tree:
         self.mtime_s = mtime_s
         self.size = 0
         self.model: bytes | None = None
+        self._listings: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -154,10 +155,18 @@ class Tree:
         return self.nodes[child]
 
     def iter_children(self, number: int, after: int = 0) -> Iterator[Node]:
-        """A directory's entries with numbers above ``after``, ascending."""
-        numbers = list(self.get_node(number).children.values())
-        for child in numbers[bisect_right(numbers, after) :]:
-            yield self.nodes[child]
+        """A directory's entries with numbers above ``after``, ascending.
+
+        The tree must be complete: a directory of a million entries is read in 5000 parts, so its list is kept.
+
+        Raises:
+            NodeNotFound: when the tree has no such directory.
+        """
+        numbers = self._listings.get(number)
+        if numbers is None:
+            numbers = self._listings[number] = list(self.get_node(number).children.values())
+        for place in range(bisect_right(numbers, after), len(numbers)):
+            yield self.nodes[numbers[place]]
 
     def get_path(self, path: bytes) -> Node:
         """The node at a path relative to the root, no symlink followed.
