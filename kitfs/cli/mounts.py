@@ -125,7 +125,7 @@ def _prepare(
     """
     from kitfs.modelkit.sessions import prepare_session
 
-    if reference is not None and settings.kitops_home.is_dir():
+    if reference is not None and os.access(settings.kitops_home, os.R_OK | os.X_OK):
         _refresh_from_kit(settings, store, reference)
     session = prepare_session(
         store, reference, mountpoint=mountpoint, uid=os.getuid(), gid=os.getgid(), options=options.session

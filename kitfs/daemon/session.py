@@ -41,8 +41,12 @@ START_TIMEOUT_S = 60.0
 GRACE_S = 2.0
 """For how long a worker may take to notice that its mount is gone."""
 
-DEATHS_MAX = 5
+FAILURES_MAX = 5
+"""So many workers in a row that can not even start end the session."""
+
+DEATHS_MAX = 100
 DEATHS_WINDOW_S = 10.0
+"""A worker that dies of each request it is given dies 50 times a second; nobody kills 100 by hand in 10 s."""
 
 
 class DeviceUnusable(FuseError):
@@ -131,18 +135,24 @@ class Session:
     async def _serve(self) -> None:
         init = await self._answer_init()
         deaths: deque[float] = deque(maxlen=DEATHS_MAX)
+        failures = 0
         while True:
             try:
                 await self._run_worker(init, resend=bool(deaths))
-            except WorkerFailed:
+                failures = 0
+            except WorkerFailed as error:
                 if not self.outcome.done.is_set():
                     raise
-                log.exception("session %s", self.call.session)
+                log.error("session %s: %s", self.call.session, error)
+                failures += 1
             except (WorkerDied, ForkFailed) as error:
                 log.warning("session %s: %s", self.call.session, error)
+                failures += 1
             if self._is_unmounted():
                 return
             deaths.append(trio.current_time())
+            if failures >= FAILURES_MAX:
+                raise SessionAbandoned(f"{FAILURES_MAX} workers one after the other died before they could serve")
             if len(deaths) == DEATHS_MAX and deaths[-1] - deaths[0] < DEATHS_WINDOW_S:
                 raise SessionAbandoned(f"{DEATHS_MAX} workers died within {DEATHS_WINDOW_S:g} s")
             self._restarts += 1

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from kitfs import client, mounting
-from kitfs.control import DaemonUnreachable, MountState
+from kitfs.control import DaemonUnreachable, MountState, socket_path
 
 WEIGHTS = random.Random(1).randbytes(8 << 20)
 """The model of the ModelKit ``myllm:1``, at ``weights.bin``."""
@@ -72,7 +72,9 @@ class Machine:
     def __init__(self, folder: Path, runtime: Path) -> None:
         self.folder = folder
         self.home = folder / "home"
+        self.uid = os.geteuid()
         self.prefix: list[str] = []
+        self.interpreter = sys.executable
         self.environment = {
             **os.environ,
             "KITFS_HOME": str(self.home),
@@ -83,7 +85,7 @@ class Machine:
 
     def command(self, *arguments: object) -> list[str]:
         """The command line of a verb."""
-        return [*self.prefix, sys.executable, "-c", RUN, *map(str, arguments)]
+        return [*self.prefix, self.interpreter, "-c", RUN, *map(str, arguments)]
 
     def run(self, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a verb and check its exit code; no traceback ever reaches a user."""
@@ -105,9 +107,8 @@ class Machine:
     @property
     def client(self) -> client.Client:
         """The daemon, which must run."""
-        found = client.find_daemon(self.home, None)
-        assert found is not None
-        return found
+        runtime = {"XDG_RUNTIME_DIR": self.environment["XDG_RUNTIME_DIR"]}
+        return client.Client(socket_path(self.home, environ=runtime, uid=self.uid))
 
     def states(self) -> list[MountState]:
         """What the daemon serves."""
@@ -136,7 +137,7 @@ class Machine:
         for mounted in reversed(self.mounts()):
             subprocess.run(["fusermount3", "-u", "-z", str(mounted.mountpoint)], check=False)
         with contextlib.suppress(DaemonUnreachable):
-            os.kill(self._daemon_pid(), signal.SIGTERM)
+            os.kill(self.client.ping().pid, signal.SIGTERM)
         for pid in self.processes():
             try:
                 wait_for_end(pid)
@@ -144,12 +145,6 @@ class Machine:
                 os.kill(pid, signal.SIGKILL)
                 raise
         assert self.mounts() == []
-
-    def _daemon_pid(self) -> int:
-        found = client.find_daemon(self.home, None)
-        if found is None:
-            raise DaemonUnreachable("none")
-        return found.ping().pid
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,250 @@
+"""Workers, zygote and daemon are killed under readers; bytes stay right, and what can not go on ends cleanly."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.mount
+
+
+class Reader(threading.Thread):
+    """Opens, reads at random and closes until told to stop; keeps what went wrong.
+
+    O_DIRECT: every read goes to the worker, none to the page cache.
+    """
+
+    def __init__(self, path: Path, expected: bytes) -> None:
+        super().__init__()
+        self.path, self.expected = path, expected
+        self.reads = 0
+        self.wrong: list[object] = []
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        choose = random.Random(id(self))
+        while not self.stop.is_set():
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
+                try:
+                    self._read(descriptor, choose.randrange(0, len(self.expected) - 65536, 4096))
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                self.wrong.append(error)
+
+    def _read(self, descriptor: int, start: int) -> None:
+        import mmap
+
+        buffer = mmap.mmap(-1, 65536)
+        count = os.preadv(descriptor, [buffer], start)
+        if count != 65536 or buffer[:] != self.expected[start : start + 65536]:
+            self.wrong.append((start, count))
+        self.reads += 1
+
+
+def worker_of(machine) -> int:
+    """The pid of the only mount's worker, once there is one that answers."""
+    while True:
+        (state,) = machine.states()
+        if state.pid and state.state != "starting":
+            return state.pid
+
+
+def test_readers_do_not_notice_that_workers_are_killed(machine, weights, wait_for_end):
+    """20 SIGKILLs one after the other: no error, no wrong byte, and every reader goes on."""
+    place = machine.mount()
+    readers = [Reader(place / "weights.bin", weights) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    try:
+        killed = set()
+        for _ in range(20):
+            pid = worker_of(machine)
+            os.kill(pid, signal.SIGKILL)
+            wait_for_end(pid)
+            killed.add(pid)
+            os.listdir(place)
+        before = [reader.reads for reader in readers]
+        while not all(reader.reads > count for reader, count in zip(readers, before, strict=True)):
+            assert all(reader.is_alive() for reader in readers)
+    finally:
+        for reader in readers:
+            reader.stop.set()
+        for reader in readers:
+            reader.join(60)
+    assert [reader.wrong for reader in readers] == [[]] * 4
+    assert len(killed) == 20
+    (state,) = machine.states()
+    assert state.restarts == 20
+
+
+def test_a_read_in_flight_is_answered_by_the_next_worker(machine, weights, wait_for_end):
+    """A worker that is stopped with a READ in its hands and then killed loses nothing."""
+    place = machine.mount()
+    pid = worker_of(machine)
+    os.kill(pid, signal.SIGSTOP)
+    reader = Reader(place / "weights.bin", weights)
+    reader.start()
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    os.listdir(place)
+    reader.stop.set()
+    reader.join(60)
+    assert not reader.is_alive() and reader.wrong == []
+
+
+def test_a_killed_zygote_disturbs_nobody(machine, weights, wait_for_end):
+    """Workers go on; one of them that dies afterwards is replaced by the next zygote's."""
+    place = machine.mount()
+    worker = worker_of(machine)
+    zygote = parent_of(worker)
+    os.kill(zygote, signal.SIGKILL)
+    wait_for_end(zygote)
+    assert worker_of(machine) == worker
+    assert (place / "weights.bin").read_bytes() == weights
+    os.kill(worker, signal.SIGKILL)
+    wait_for_end(worker)
+    assert os.listdir(place)
+    assert worker_of(machine) != worker
+    machine.mount("second")
+    machine.run("umount", "--all")
+
+
+def test_zygote_and_worker_may_die_at_once(machine, weights, wait_for_end):
+    """The successor comes from the next zygote."""
+    place = machine.mount()
+    for _ in range(3):
+        worker = worker_of(machine)
+        zygote = children_of(machine.client.ping().pid)
+        for pid in (*zygote, worker):
+            if pid in machine.processes():
+                os.kill(pid, signal.SIGKILL)
+        wait_for_end(worker)
+        assert (place / "Kitfile").read_bytes()
+        assert len((place / "weights.bin").read_bytes()) == len(weights)
+
+
+def test_a_worker_outlives_its_daemon(machine, weights, wait_for_end):
+    """kill -9 of the daemon: the mount goes on, umount works, and the next mount has a daemon of its own."""
+    place = machine.mount()
+    worker = worker_of(machine)
+    daemon = machine.client.ping().pid
+    os.kill(daemon, signal.SIGKILL)
+    wait_for_end(daemon)
+    assert (place / "weights.bin").read_bytes() == weights
+    machine.mount("second")
+    assert [state.mountpoint for state in machine.states()] == [str(machine.folder / "second")]
+    machine.run("umount", place)
+    wait_for_end(worker)
+    assert [mounted.mountpoint for mounted in machine.mounts()] == [machine.folder / "second"]
+
+
+def test_a_daemon_that_is_told_to_end_ends_its_mounts(machine, wait_for_end):
+    """SIGTERM: workers end, readers get ENOTCONN instead of hanging, umount clears the rest away."""
+    place = machine.mount()
+    worker = worker_of(machine)
+    daemon = machine.client.ping().pid
+    os.kill(daemon, signal.SIGTERM)
+    wait_for_end(daemon)
+    wait_for_end(worker)
+    with pytest.raises(OSError) as caught:
+        os.listdir(place)
+    assert caught.value.errno == errno.ENOTCONN
+    assert machine.sessions() == []
+    machine.run("umount", place)
+    assert machine.mounts() == []
+
+
+def test_workers_that_keep_dying_are_given_up(machine, wait_for_end):
+    """Five that can not even start: the device is closed, readers get an error, nothing spins."""
+    place = machine.mount()
+    manifests = [path for path in (machine.home / "blobs/sha256").rglob("*") if path.is_file()]
+    for path in manifests:
+        path.unlink()
+    (state,) = machine.states()
+    os.kill(state.pid, signal.SIGKILL)
+    assert machine.client.wait_ended(state.session, timeout_s=30)
+    with pytest.raises(OSError) as caught:
+        os.listdir(place)
+    assert caught.value.errno == errno.ENOTCONN
+    machine.run("umount", place)
+
+
+def test_an_aborted_connection_ends_its_session(machine, wait_for_end):
+    """What ``umount -f`` does: worker and session go, the mount point stays for the client to clear."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    place = machine.mount()
+    (mounted,) = machine.mounts()
+    (state,) = machine.states()
+    control = machine.folder / "fusectl"
+    control.mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "none", str(control)], check=True)
+    try:
+        (control / mounted.device.split(":")[1] / "abort").write_text("1")
+    finally:
+        subprocess.run(["umount", "-l", str(control)], check=True)
+    assert machine.client.wait_ended(state.session, timeout_s=30)
+    wait_for_end(state.pid)
+    assert machine.sessions() == []
+    machine.run("umount", place)
+
+
+def test_a_store_that_moves_on_leaves_live_mounts_alone(machine, weights, wait_for_end):
+    """A tag that is removed under a mount changes nothing in it, not even for a worker's successor."""
+    place = machine.mount()
+    machine.run("remove", "myllm:1")
+    machine.run("gc")
+    worker = worker_of(machine)
+    os.kill(worker, signal.SIGKILL)
+    wait_for_end(worker)
+    assert (place / "weights.bin").read_bytes() == weights
+
+
+def test_no_process_holds_what_is_not_its_own(machine):
+    """Zygote: no device at all. Worker: its own device alone, no socket of the zygote, no pidfd."""
+    machine.mount("one")
+    machine.mount("two")
+    daemon = machine.client.ping().pid
+    workers = {state.pid for state in machine.states()}
+    zygotes = set(children_of(daemon)) - workers
+    for pid in zygotes:
+        assert held_by(pid).count("/dev/fuse") == 0
+    for pid in workers:
+        assert held_by(pid).count("/dev/fuse") == 1
+        assert not [target for target in held_by(pid) if "pidfd" in target]
+    assert held_by(daemon).count("/dev/fuse") == 2
+    machine.run("umount", "--all")
+    assert held_by(daemon).count("/dev/fuse") == 0
+
+
+def test_mounting_again_and_again_leaks_no_descriptor(machine):
+    """After 10 rounds the daemon holds what it held after the first, give or take a connection."""
+    place = machine.mount()
+    machine.run("umount", place)
+    daemon = machine.client.ping().pid
+    before = len(held_by(daemon))
+    for _ in range(10):
+        machine.mount()
+        machine.run("umount", place)
+    assert len(held_by(daemon)) <= before + 1
+
+
+def held_by(pid: int) -> list[str]:
+    """What a process has open."""
+    folder = Path(f"/proc/{pid}/fd")
+    return [str(entry.readlink()) for entry in folder.iterdir()]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
