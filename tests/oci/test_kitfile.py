@@ -175,10 +175,9 @@ def test_kitfile_survives_json(kitfile: Kitfile):
 
 @given(KITFILES)
 def test_kitfile_survives_yaml(kitfile: Kitfile):
-    """What is regenerated as YAML says the same when it is read, where go-yaml's form can be read at all."""
+    """What is regenerated as YAML says the same when it is read, where go-yaml itself can read what it writes."""
     raw = encode_kitfile_yaml(kitfile)
-    texts = [text for text in str(kitfile) if text in "\n\t\r"]
-    if "|" in raw.decode() or texts:  # go-yaml loses a leading line feed of a literal block
+    if b"|" in raw or b"<<" in raw:  # it loses a block's leading line feed, and writes a key << as a merge
         return
     again = parse_kitfile_yaml(raw)
     assert encode_kitfile_yaml(again) == raw
