@@ -83,6 +83,11 @@ class Decoding:
         if error is not None:
             raise error
 
+    def forget(self, digest: Digest) -> None:
+        """The member is not in the store any more; `wait` then returns when it is stored again, or at the end."""
+        with self._changed:
+            self._stored.discard(digest)
+
     def find_error(self, digest: Digest) -> BaseException | None:
         """What kept the member from being stored, as far as is known."""
         if digest in self._stored:

@@ -45,17 +45,25 @@ class Materialiser:
         decoding = self._decoding
         return decoding is not None and decoding.is_running
 
-    def materialise(self, digest: Digest) -> None:
+    def materialise(self, digest: Digest, *, is_lost: bool = False) -> None:
         """Wait until a member is stored; start decoding the layer where nobody has.
 
         On disk when this returns: the member's file, verified and recorded, unless it was evicted since.
+
+        Args:
+            digest: The member.
+            is_lost: Whether it was stored before and is gone: the decoding under way, which is past it, is waited
+                for, and the next call starts another.
 
         Raises:
             LayerCorrupt: when the layer does not give the member's bytes. The layer is not decoded again before
                 its blob has been replaced.
             KitfsError, OSError: when reading or storing fails; the layer is not decoded again within 5 s.
         """
-        self._join(digest).wait(digest)
+        decoding = self._join(digest)
+        if is_lost:
+            decoding.forget(digest)
+        decoding.wait(digest)
 
     def _join(self, digest: Digest) -> Decoding:
         with _lock:

@@ -18,7 +18,7 @@ from kitfs.store.errors import MemberNotFound
 from kitfs.store.records import TocMember
 from kitfs.store.store import Store
 
-_ATTEMPTS = 4  # stamped anew, made anew, evicted or touched meanwhile: each once
+_ATTEMPTS = 6  # stamped anew, made, found lost while its layer is decoded, made anew: each once, and a look after
 
 
 class MemberFileReader:
@@ -94,12 +94,14 @@ class MemberFileReader:
 
     def _open(self) -> Descriptor:
         """The member's file, hashed or made where it must be."""
+        is_lost = False
         for _ in range(_ATTEMPTS):
             descriptor, is_there = self._look()
             if descriptor is not None:
                 return descriptor
             if not is_there or not self._store.restamp_member(self._digest):
-                self._materialiser.materialise(self._digest)
+                self._materialiser.materialise(self._digest, is_lost=is_lost)
+                is_lost = True
         raise self._corrupt("its member file does not stay as it was verified")
 
     def _corrupt(self, reason: str) -> LayerCorrupt:
