@@ -52,16 +52,21 @@ def is_alive(path: Path) -> bool:
     """Whether somebody holds a flock on the file; False when it is not there.
 
     Two who ask at the same moment may each see the other: such a false "alive" only keeps things longer.
+
+    Raises:
+        StoreWriteFailed: when that can not be found out, as without free descriptors: that is no "no".
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-    else:
-        return False
-    finally:
-        os.close(fd)
+    with naming(path, "looking at"):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return True
+            raise
+        finally:
+            os.close(fd)
+    return False

@@ -144,6 +144,7 @@ def _decide(
     members = {Digest.from_raw(key): record for key, record in txn.iter(schema.MEMBERS, MemberRecord)}
     young = {digest for digest, record in blobs.items() if grace_s and record.last_used_s >= young_s}
     marks = mark(txn, notes.held | young, with_members=bool(members or files["members"]))
+    marks.members -= files["members"].keys() - members.keys() - notes.held  # nobody can open what has no record
     if grace_s:
         _keep_young_files(marks, files, members, young_s)
     plan = _Plan()
@@ -200,8 +201,8 @@ def _take_away(layout: Layout, plan: _Plan) -> list[Path]:
     for file in (*plan.blobs.values(), *plan.members.values()):
         if file is not None:
             target = layout.ingest / f"{prefix}.{len(trash)}"
-            with contextlib.suppress(FileNotFoundError), durable.naming(file.path, "removing"):
-                file.path.rename(target)
+            with durable.naming(file.path, "removing"), contextlib.suppress(FileNotFoundError):
+                file.path.rename(target)  # another GC that listed it too may have been first
             trash.append(target)
     for path in plan.leftovers:
         durable.remove(path)

@@ -42,6 +42,7 @@ class Ingest:
         self._find_stamp = find_stamp
         self._path = lease.next_ingest()
         self._digester = Digester()
+        self._over = False
         with durable.naming(self._path, "creating"):
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
@@ -105,7 +106,7 @@ class Ingest:
         except BaseException:
             self.abort()
             raise
-        durable.remove(self._path)
+        self._over = True
         return digest
 
     def _check(self, expected: Digest | None, size: int | None) -> Digest:
@@ -121,6 +122,7 @@ class Ingest:
         target = layout.member(digest) if member else layout.blob(digest)
         if not self._lease.place(self._path, target, digest, replace=False):
             if matches(self._find_stamp(digest, member), find_status(target)):
+                durable.remove(self._path)
                 return  # the file there was verified and has not changed: it stays, with its inode
             self._lease.place(self._path, target, digest, replace=True)  # heals whatever lay there
         durable.sync_directory(target.parent)
@@ -136,6 +138,9 @@ class Ingest:
 
     def abort(self) -> None:
         """Drop what was written; harmless after a commit."""
+        if self._over:
+            return
+        self._over = True
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):

@@ -73,7 +73,8 @@ def _read_sessions(layout: Layout, notes: Notes) -> None:
             alive = gate.is_alive(path)
             record = sessions.find_record(path)
             if record is None:
-                notes.sessions_unreadable.append(path)
+                if path.exists():  # else it has been ended since the folder was listed
+                    notes.sessions_unreadable.append(path)
             elif alive or record.wanted:
                 notes.held.update(map(Digest.parse, record.manifests))
             else:

@@ -172,11 +172,11 @@ def create_session(layout: Layout, record: SessionRecord) -> HeldSession:
     """
     path = _path(layout, record.id)
     scratch = path.with_suffix(".new")
-    with durable.naming(scratch, "creating"):
+    is_placed = False
+    with gate.shared(layout.gc_lock), durable.naming(scratch, "creating"):
         fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_SH)  # before a GC can see it without
     try:
-        with durable.naming(scratch, "locking"):
-            fcntl.flock(fd, fcntl.LOCK_SH)
         durable.write_all(fd, msgspec.json.encode(record), scratch)
         durable.sync_file(fd, scratch)
         with gate.shared(layout.gc_lock):
@@ -184,11 +184,14 @@ def create_session(layout: Layout, record: SessionRecord) -> HeldSession:
                 if not layout.blob(manifest).exists():
                     raise ManifestNotFound(manifest)
             durable.rename_over(scratch, path)
+            is_placed = True
         durable.sync_directory(path.parent)
         return HeldSession(layout, record, fd)
     except BaseException:
         os.close(fd)
         durable.remove(scratch)
+        if is_placed:
+            end_session(layout, record.id)
         raise
 
 
@@ -216,7 +219,11 @@ def open_session(layout: Layout, session_id: str) -> HeldSession:
 
 
 def iter_sessions(layout: Layout) -> Iterator[tuple[SessionRecord, bool]]:
-    """All sessions that can be read, and whether anybody holds them."""
+    """All sessions that can be read, and whether anybody holds them.
+
+    Raises:
+        StoreWriteFailed: when that can not be found out.
+    """
     for path in sorted(layout.sessions.glob("*.json")):
         record = find_record(path)
         if record is not None:
