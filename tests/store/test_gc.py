@@ -1,6 +1,7 @@
 """Garbage collection: what goes and why, and when nothing may go. What stays is in the contract suite."""
 
 import os
+import threading
 
 import pytest
 
@@ -116,3 +117,26 @@ def test_corrupt_record_stops_the_sweep(damaged, build_damaged, table):
     with pytest.raises((RecordCorrupt, IndexDisagrees)):
         gc(damaged)
     assert sorted(damaged.layout.content("blobs").glob("*/*")) == files
+
+
+def test_collections_at_once_do_not_stumble_over_each_other(store, build):
+    """What one GC has listed and another has taken away meanwhile is no error."""
+    failures = []
+
+    def collect(start):
+        try:
+            start.wait()
+            gc(store)
+        except BaseException as error:  # noqa: BLE001 - reported below
+            failures.append(error)
+
+    for number in range(10):
+        build.kit(str(number), [b"%d.%d" % (number, layer) for layer in range(40)], tags=[])
+        start = threading.Barrier(3)
+        threads = [threading.Thread(target=collect, args=(start,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert list(store.iter_blobs()) == []

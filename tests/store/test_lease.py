@@ -178,3 +178,15 @@ def test_held_content_is_there(store):
         with pytest.raises(BlobNotFound):
             lease.hold(Digest("0" * 64))
         assert read_held(lease.path) == []
+
+
+def test_what_can_not_be_looked_at_is_not_taken_for_dead(store):
+    """A lease whose lock can not be asked for (no descriptors, a failing disk) stops GC instead of losing to it."""
+    path = store.layout.leases / "loop"
+    path.symlink_to(path)
+    with pytest.raises(StoreWriteFailed):
+        gate.is_alive(path)
+    with pytest.raises(StoreWriteFailed):
+        gc(store)
+    path.unlink()
+    assert not gate.is_alive(path)

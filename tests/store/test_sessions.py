@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 
 import msgspec
 import pytest
@@ -154,3 +155,29 @@ def test_failed_write_leaves_no_session(store, build, monkeypatch):
     with pytest.raises(StoreWriteFailed):
         store.create_session(record_of(manifest))
     assert list(store.layout.sessions.iterdir()) == []
+
+
+def test_sessions_come_and_go_beside_collections(store, build):
+    """GC takes no session that is being created, and one that ends while it looks is no damage."""
+    manifest, failures, over = build.kit(), [], threading.Event()
+
+    def collect():
+        try:
+            while not over.is_set():
+                gc(store)
+        except BaseException as error:  # noqa: BLE001 - reported below
+            failures.append(error)
+
+    threads = [threading.Thread(target=collect) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(150):
+            record = record_of(manifest)
+            store.create_session(record).close()
+            store.end_session(record.id)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
