@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from kitfs.digest import Digest
 from kitfs.errors import MalformedError, NotFoundError
 from kitfs.oci import strict_json
-from kitfs.oci.kitfile import Artifact, Kitfile, iter_artifacts, parse_kitfile_json
+from kitfs.oci.kitfile_json import parse_kitfile_json
+from kitfs.oci.kitfile_schema import Artifact, Kitfile, iter_artifacts
 from kitfs.oci.manifest import (
     ANNOTATION_FILE_METADATA,
     ANNOTATION_FILEPATH,

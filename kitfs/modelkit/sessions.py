@@ -15,8 +15,8 @@ import msgspec
 
 from kitfs.digest import checksum
 from kitfs.errors import KitfsError
-from kitfs.modelkit.resolve import ResolvedTree, resolve
-from kitfs.modelkit.tree import TREE_VERSION, build_tree
+from kitfs.modelkit import NODES_MAX, TREE_VERSION
+from kitfs.modelkit.resolve import resolve
 from kitfs.store.sessions import HeldSession, SessionOptions, SessionRecord, new_session_id
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def prepare_session(
     gid: int,
     options: SessionOptions,
 ) -> HeldSession:
-    """Resolve what a mount shows and record it.
+    """Resolve what a mount shows and record it. The tree itself is built by the worker.
 
     Args:
         store: The store.
@@ -57,7 +57,7 @@ def prepare_session(
 
     Raises:
         ModelKitNotFound: when the ModelKit or a parent is not in the store.
-        MalformedError: when the ModelKit can not be shown.
+        MalformedError: when a manifest or Kitfile breaks its format.
     """
     with store.lease("mount") as lease:
         resolved = resolve(store, reference) if reference else None
@@ -76,15 +76,14 @@ def prepare_session(
             boot_id=boot_id(),
             created_s=int(time.time()),
         )
-        record = msgspec.structs.replace(record, inode_first=_inode_first(store, record, resolved))
+        record = msgspec.structs.replace(record, inode_first=_inode_first(store, record))
         return store.create_session(record)
 
 
-def _inode_first(store: Store, record: SessionRecord, resolved: ResolvedTree | None) -> int:
-    if resolved is None:
+def _inode_first(store: Store, record: SessionRecord) -> int:
+    if record.kind == "all":
         return store.inode_base(b"all:" + record.id.encode(), ALL_INODES)
-    tree = build_tree(resolved, store.get_toc, meta=record.options.meta)
-    return store.inode_base(tree_key(record), len(tree))
+    return store.inode_base(tree_key(record), NODES_MAX)
 
 
 def tree_key(record: SessionRecord) -> bytes:

@@ -1,8 +1,7 @@
 """The tree that a ModelKit shows as a file system: architecture in ``docs/architecture.md``, "The tree".
 
 Pure: built from what ``resolve`` found and the layers' TOCs, with no mount, no open file and no clock, so the same
-input gives the same node numbers in every process. ``TREE_VERSION`` changes when the same input would show more or
-number differently. A tree holds at most ``NODES_MAX`` nodes.
+input gives the same node numbers in every process (of one ``TREE_VERSION``). A tree holds at most ``NODES_MAX`` nodes.
 
 Node numbers start at 0 (the root) and are dense; a session adds its first inode number to them.
 """
@@ -17,13 +16,12 @@ from dataclasses import dataclass, field
 
 from kitfs.digest import Digest
 from kitfs.errors import MalformedError, NotFoundError
+from kitfs.modelkit import NODES_MAX
 from kitfs.modelkit.resolve import Kit, KitLayer, ResolvedTree, clean_path, find_filepath, is_model
-from kitfs.oci.kitfile import encode_kitfile_yaml
+from kitfs.oci.kitfile_regenerate import encode_kitfile_yaml
 from kitfs.oci.mediatype import LayerKind
 from kitfs.store.records import TocMember
 
-TREE_VERSION = 1
-NODES_MAX = 4_000_000
 META = b".kitfs"
 KITFILE = b"Kitfile"
 MODEL = b"model"

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from kitfs.digest import Digest
+from kitfs.modelkit import TREE_VERSION
 from kitfs.modelkit.resolve import reopen
 from kitfs.modelkit.served import FOR_EVER_S, Attributes, OpenFile, Owner, ServedKit
 from kitfs.modelkit.sessions import SessionUnsupported
-from kitfs.modelkit.tree import TREE_VERSION, Modes, build_tree
+from kitfs.modelkit.tree import Modes, build_tree
 
 if TYPE_CHECKING:
     from kitfs.store.sessions import HeldSession, SessionRecord
