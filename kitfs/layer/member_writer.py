@@ -147,10 +147,10 @@ class MemberWriter:
     def _commit(self) -> None:
         if self._change is None:
             return
-        self._change.commit()
+        change, self._change = self._change, None
         batch, self._batch = self._batch, []
-        self._change = None
         self._batch_size = 0
+        change.commit()  # one that fails is not tried again by `close`: a change commits once
         self._on_stored(batch)
 
 

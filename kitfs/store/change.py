@@ -18,6 +18,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
@@ -236,7 +237,7 @@ class Change:
             media_types.append(blob.media_type)
         record = BlobRecord(
             size=blob.size,
-            form=_form(blob, placement, old),
+            form=_form(blob, placement, old, self._layout.blob(digest)),
             media_types=media_types[: schema.MEDIA_TYPES_MAX],
             origin=old.origin if old else blob.origin,
             added_s=old.added_s if old else now_s,
@@ -281,8 +282,11 @@ def _find_verified(txn: Txn, table: str, digest: Digest, kind: type[Record]) -> 
         return None
 
 
-def _form(blob: _Blob, placement: Placement | None, old: BlobRecord | None) -> BlobForm:
+def _form(blob: _Blob, placement: Placement | None, old: BlobRecord | None, path: Path) -> BlobForm:
     if placement is not None:
+        status = find_status(path)
+        if status is not None and status.st_ino != placement.stamp.inode and status.st_nlink > 1:
+            return "linked"  # another import has linked it over ours since
         return placement.form
     if old is not None:
         return old.form

@@ -10,15 +10,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from kitfs.digest import Digest, Digester, DigestMismatch
 from kitfs.store import durable
 from kitfs.store.errors import CanNotLink
 from kitfs.store.lease import Lease, Placement
 from kitfs.store.records import Stamp
-from kitfs.store.stamp import find_status, matches, stamp_of
+from kitfs.store.stamp import TICK_NS, find_status, matches, stamp_of
 
 _READ_SIZE = 1 << 20
 
@@ -74,6 +77,7 @@ def link_file(
     scratch = lease.next_ingest()
     _link(source, scratch, _check_source(source, layout.home))
     try:
+        before, begun_ns = os.lstat(scratch), time.time_ns()
         actual = hash_file(scratch, watcher)
         if actual != digest:
             raise DigestMismatch(digest, actual, str(source))
@@ -86,11 +90,22 @@ def link_file(
                 return
             lease.place(scratch, target, digest, replace=True)
         durable.sync_directory(target.parent)
-        lease.placements[digest] = Placement("linked", stamp_of(os.lstat(target)))
+        lease.placements[digest] = Placement("linked", _stamp(before, begun_ns, os.lstat(target)))
     except OSError as error:
         raise CanNotLink(source, error.strerror or str(error)) from error
     finally:
         durable.remove(scratch)
+
+
+def _stamp(before: os.stat_result, begun_ns: int, placed: os.stat_result) -> Stamp:
+    """The stamp of a file that was hashed before it was placed; one that nothing matches when it may have changed.
+
+    Linking and renaming move ctime, so what its other owner wrote meanwhile shows in mtime only.
+    """
+    stamp, hashed = stamp_of(placed), stamp_of(before)
+    is_same = (stamp.inode, stamp.size, stamp.mtime_ns) == (hashed.inode, hashed.size, hashed.mtime_ns)
+    is_known = is_same and hashed.mtime_ns + TICK_NS <= begun_ns
+    return stamp if is_known else msgspec.structs.replace(stamp, ctime_ns=0)
 
 
 def _check_source(source: Path, home: Path) -> os.stat_result:

@@ -7,6 +7,7 @@ hashed; the stamp compared before and after tells whether it stood still meanwhi
 from __future__ import annotations
 
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def verify_file(path: Path, digest: Digest) -> Stamp | None:
         StoreWriteFailed: when it can not be read.
     """
     before = find_status(path)
-    if before is None:
+    if before is None or not stat.S_ISREG(before.st_mode):  # opening a pipe would wait for ever
         return None
     stamp = stamp_of(before)
     settle(stamp)
@@ -62,15 +63,13 @@ def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
                 txn.put(schema.MEMBERS, digest.raw, msgspec.structs.replace(record, stamp=stamp))
         return True
     # Inside the gate nobody places a file: one that was made anew while this one was hashed stays, with its record.
+    # The record goes first, or a kill between the two would leave it without its file (I2).
     with gate.exclusive(layout.gc_lock):
         now = find_status(path)
-        if now is not None and seen is not None and os.path.samestat(seen, now):
-            durable.remove(path)
-            now = None
-    if now is None:
-        with index.write() as txn:
-            if find_status(path) is None:
+        if now is None or (seen is not None and os.path.samestat(seen, now)):
+            with index.write() as txn:
                 txn.delete(schema.MEMBERS, digest.raw)
+            durable.remove(path)
     return False
 
 

@@ -193,10 +193,14 @@ class Intake:
         """Whether the store holds the blob with all records, its file untouched since it was verified."""
         digest = descriptor.digest
         try:
+            if self._store.find_blob(digest) is None or (kind is not None and self._store.find_layer(digest) is None):
+                return False
+            self._store.hold_verified(self._lease, digest)
+            # Looked at again once it is held: a GC may have taken all of it before, and another import put the
+            # file alone back, which dies before it records the layer.
             layer = self._store.find_layer(digest) if kind else None
             if self._store.find_blob(digest) is None or (kind is not None and layer is None):
                 return False
-            self._store.hold_verified(self._lease, digest)
         except (BlobNotFound, BlobCorrupt, RecordCorrupt):
             return False
         if layer is not None and kind is not None:

@@ -80,6 +80,8 @@ def scan_archive(fd: int, path: Path) -> dict[bytes, tuple[int, int]]:
     position = 0
     while position < size_total:
         data = os.pread(fd, _HEADER_READ, position)
+        if not data:
+            raise SourceMalformed(path, f"it was cut to {position} of {size_total} bytes while it was read")
         position += len(data)
         pieces = reader.feed(data)
         for piece in pieces:

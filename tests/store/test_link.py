@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from kitfs.digest import Digest, DigestMismatch
-from kitfs.store.errors import CanNotLink
+from kitfs.store.errors import BlobCorrupt, CanNotLink
 from kitfs.store.gc import gc
 from kitfs.store.stamp import settle, stamp_of
 
@@ -149,3 +149,45 @@ def test_changed_source_is_found_and_healed(damaged, build_damaged, source):
         damaged.hold_verified(lease, DIGEST)
     assert damaged.get_blob(DIGEST).form == "whole"
     assert source.read_bytes() == b"changed"
+
+
+class Scribbler:
+    """Writes other bytes into a file of kit's between its hashing and its placing."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def feed(self, data):
+        """Looks at nothing."""
+
+    def finish(self):
+        self.source.write_bytes(b"strange")
+
+
+def test_what_its_owner_wrote_while_it_was_linked_is_not_believed(store, source):
+    """Bytes that changed after they were hashed are found by the next import, which asks for them anew (I7)."""
+    os.utime(source, ns=(0, 0))
+    with store.lease("test") as lease:
+        store.link_blob(lease, source, DIGEST, Scribbler(source))
+        settle(stamp_of(store.layout.blob(DIGEST).lstat()))
+        change = store.change(lease)
+        change.add_blob(DIGEST, len(DATA))
+        change.commit()
+        with pytest.raises(BlobCorrupt):
+            store.hold_verified(lease, DIGEST)
+    source.write_bytes(DATA)
+
+
+def test_link_over_a_copy_that_is_not_recorded_yet_is_known_as_linked(store, source):
+    """Two imports at once, one copies and one links: whoever commits last, a linked file is recorded as linked."""
+    with store.lease("copies") as copies, store.lease("links") as links:
+        with store.ingest(copies) as ingest:
+            ingest.write(DATA)
+            ingest.commit_blob(DIGEST)
+        store.link_blob(links, source, DIGEST)
+        for lease in (links, copies):
+            change = store.change(lease)
+            change.add_blob(DIGEST, len(DATA))
+            change.commit()
+    assert store.layout.blob(DIGEST).stat().st_ino == source.stat().st_ino
+    assert store.get_blob(DIGEST).form == "linked"

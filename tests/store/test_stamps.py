@@ -150,3 +150,14 @@ def test_absent_blob_is_not_held(store):
     """Holding what is not there says so."""
     with store.lease("test") as lease, pytest.raises(BlobNotFound):
         store.hold_verified(lease, Digest("0" * 64))
+
+
+def test_pipe_in_the_place_of_a_member_is_dropped_without_waiting(store, build):
+    """What is no plain file is never opened for hashing: a pipe would wait for a writer for ever."""
+    digest = build.member(DATA)
+    path = store.layout.member(digest)
+    path.unlink()
+    os.mkfifo(path)
+    assert not store.restamp_member(digest)
+    assert store.find_member(digest) is None
+    assert not path.exists()

@@ -15,7 +15,7 @@ from kitfs.errors import KitfsError, MalformedError
 from kitfs.oci.reference import parse_reference
 from kitfs.transfer.detect import RepositoryNotNeeded, open_source
 from kitfs.transfer.kit_storage import KitStorage, decode_repository
-from kitfs.transfer.oci_archive import LayoutArchive
+from kitfs.transfer.oci_archive import LayoutArchive, scan_archive
 from kitfs.transfer.oci_layout import LayoutFolder, RepositoryNeeded
 from kitfs.transfer.source import SourceMalformed, SourceNotFound, SourceNotRecognised
 
@@ -321,3 +321,12 @@ def test_kinds(layout, tmp_path, shared_fixtures):
     assert isinstance(open_source(layout.path), LayoutFolder)
     assert isinstance(open_source(archive(layout.path, tmp_path / "a.tar")), LayoutArchive)
     assert isinstance(open_source(shared_fixtures / "kit-v0.4.0"), KitStorage)
+
+
+def test_an_archive_that_becomes_shorter_ends_the_scan():
+    """A file that gives fewer bytes than its size said is refused; the scan does not wait for the rest."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # says 4096 bytes and has some 30
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    with path.open("rb") as file, pytest.raises(SourceMalformed, match="while it was read"):
+        scan_archive(file.fileno(), path)
