@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +83,7 @@ class Lease(HeldDigests):
     """
 
     def __init__(self, layout: Layout, purpose: str) -> None:
-        self.id = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.id = f"{os.getpid()}-{os.urandom(8).hex()}"
         self.purpose = purpose
         self.placements: dict[Digest, Placement] = {}
         self.member_placements: dict[Digest, Placement] = {}

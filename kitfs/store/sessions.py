@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -159,7 +158,7 @@ class HeldSession(HeldDigests):
 
 def new_session_id() -> str:
     """A name for a new session."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def create_session(layout: Layout, record: SessionRecord) -> HeldSession:
