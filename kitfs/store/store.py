@@ -7,6 +7,7 @@ wait for a writer; lists are read whole in one short transaction.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Self
 from kitfs.digest import Digest
 from kitfs.store import inodes, link, sessions, tags, verify
 from kitfs.store.change import Change
+from kitfs.store.errors import IndexFailed, RecordCorrupt, StoreWriteFailed, TagsLogCorrupt
 from kitfs.store.index import Index, open_index
 from kitfs.store.ingest import Ingest
 from kitfs.store.layout import Layout, open_layout
@@ -46,17 +48,19 @@ class Store(StoreReads):
         Raises:
             StoreNotFound: when there is none and ``create`` is false.
             StoreNotUsable, StoreOwnerMismatch, StoreVersionUnsupported: when the place can not be used.
-            IndexFailed, IndexCorrupt, RecordCorrupt, TagsLogCorrupt, StoreWriteFailed: when it is damaged, or
-                the disk fails.
+            IndexFailed, IndexCorrupt: when the index can not be opened.
         """
         layout = open_layout(Path(home), create=create)
         index = open_index(layout.index)
         try:
-            with index.read() as txn:
-                behind = tags.is_behind(txn, layout)
-            if behind:
-                with index.write() as txn:
-                    tags.catch_up(txn, layout)
+            # A full disk, a damaged log or record keeps nobody from reading, nor fsck from repairing it: changes of
+            # tags and GC meet it again.
+            with contextlib.suppress(IndexFailed, StoreWriteFailed, TagsLogCorrupt, RecordCorrupt):
+                with index.read() as txn:
+                    behind = tags.is_behind(txn, layout)
+                if behind:
+                    with index.write() as txn:
+                        tags.catch_up(txn, layout)
         except BaseException:
             index.close()
             raise

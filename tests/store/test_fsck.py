@@ -5,11 +5,13 @@ import os
 import pytest
 
 from kitfs.digest import Digest
-from kitfs.store import schema
+from kitfs.store import catalog, schema
 from kitfs.store.findings import Weight
 from kitfs.store.fsck import check
+from kitfs.store.gc import gc
 from kitfs.store.records import CountRecord, InodeRange
 from kitfs.store.repair import repair
+from kitfs.store.store import Store
 
 LAYER = Digest.of(b"layer")
 MEMBER = Digest.of(b"member")
@@ -135,6 +137,16 @@ def test_corrupt_records_are_made_anew(full, table):
     assert check(full, read_data=True).exit_code == 0
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_corrupt_count_keeps_nobody_from_opening(full, index):
+    """With any record of the counts corrupt the store opens, is read, and is mended by a repair."""
+    corrupt(schema.COUNTS, index)(full)
+    with Store.open(full.home) as again:
+        assert again.find_tag("localhost/myllm", "1") is not None
+        assert repair(again).exit_code == 1
+        assert check(again, read_data=True).exit_code == 0
+
+
 def test_corrupt_blob_is_moved_aside_and_healed_by_storing_it_again(full, build_damaged):
     """A repair moves a corrupt blob to quarantine; storing the ModelKit again makes the store clean (I7)."""
     DAMAGES["wrong-digest"](full)
@@ -182,3 +194,39 @@ def test_tag_that_only_the_log_has_comes_back(full):
     assert repair(full).exit_code == 1
     assert full.find_tag("localhost/myllm", "1") is not None
     assert check(full).exit_code == 0
+
+
+def test_layer_without_its_table_of_contents_is_found(damaged, build_damaged):
+    """A store whose index was made anew from its files is not clean: its ModelKits can not be mounted."""
+    build_damaged.kit("kit", [b"layer"])
+    with damaged.index.write() as txn:
+        catalog.delete_layer(txn, Digest.of(b"layer"))
+    report = check(damaged)
+    assert [(finding.damage, finding.name) for finding in report.problems] == [
+        ("unindexed-layer", str(Digest.of(b"layer")))
+    ]
+    assert report.exit_code == 6
+
+
+def test_pipe_in_the_place_of_a_blob_is_found_without_waiting(damaged, build_damaged):
+    """What is no plain file is named and never opened."""
+    build_damaged.kit("kit", [b"layer"])
+    path = damaged.layout.blob(Digest.of(b"layer"))
+    path.unlink()
+    os.mkfifo(path)
+    assert [finding.damage for finding in check(damaged, read_data=True).problems] == ["missing-blob"]
+
+
+def test_store_with_a_corrupt_log_position_can_be_opened_and_repaired(damaged, build_damaged):
+    """The one record that every opening reads keeps nobody from reading, nor fsck from mending it."""
+    manifest = build_damaged.kit()
+    raw_put(damaged, schema.COUNTS, schema.LOG_POSITION, b"rotten")
+    home = damaged.home
+    damaged.close()
+    with Store.open(home) as store:
+        assert store.get_tag("localhost/myllm", "1").manifest == manifest
+        assert [finding.damage for finding in check(store).problems] == ["corrupt-record"]
+        assert repair(store).exit_code == 1
+        assert check(store).problems == []
+        gc(store)
+        assert store.get_tag("localhost/myllm", "1").manifest == manifest
