@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kitfs.digest import Digest
 from kitfs.oci.mediatype import parse_layer_type
-from kitfs.store import agreement, catalog, gate, schema, tags
+from kitfs.store import agreement, catalog, gate, schema, tags, tags_log
 from kitfs.store.errors import RecordCorrupt, TagsLogCorrupt
 from kitfs.store.findings import Finding, FsckReport, Weight
 from kitfs.store.gc import iter_files
@@ -127,8 +127,9 @@ def find_disagreeing_counts(view: View) -> Iterator[Finding]:
     try:
         for problem in agreement.find_disagreements(view.txn, view.layout):
             yield Finding("disagreeing-counts", "index", problem, Weight.REPAIRABLE)
+        tags_log.read_lines(view.layout.tags_log, tags.log_position(view.txn))
     except TagsLogCorrupt as error:
-        yield Finding("corrupt-tags-log", "tags.log", str(error), Weight.LOST)
+        yield Finding("corrupt-tags-log", "tags.log", error.reason, Weight.REPAIRABLE)
     except RecordCorrupt:
         return  # named by find_corrupt_records
 

@@ -14,7 +14,7 @@ Used by every module of the store. Knows names and modes, never contents. The tr
 
 ``<ab>`` is the first byte of the digest in hexadecimal; all 256 directories of each kind are made with the store,
 so that a rename into one never has to make it. One fsync of the directory above makes all 256 entries durable, and
-whoever places a file in one syncs that one: 10 fsyncs for a new store instead of 522, 15 ms instead of 140.
+whoever places a file in one syncs that one: 10 fsyncs for a new store instead of 522.
 """
 
 from __future__ import annotations

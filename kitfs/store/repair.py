@@ -11,12 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
-from kitfs.store import agreement, catalog, durable, fsck, gate, recover, schema, tags, tags_log
-from kitfs.store.errors import RecordCorrupt, TagsLogCorrupt
+from kitfs.store import agreement, catalog, durable, fsck, gate, schema
+from kitfs.store.errors import RecordCorrupt
 from kitfs.store.findings import Finding, FsckReport
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
-from kitfs.store.records import InodeRange, LogPosition, NextInode, TagRecord
+from kitfs.store.records import InodeRange, NextInode
+from kitfs.store.repair_tags import repair_tags
 
 if TYPE_CHECKING:
     from kitfs.store.store import Store
@@ -25,6 +26,7 @@ _MEMBER_DAMAGE = frozenset({"missing-member", "stale-member", "wrong-member-dige
 _BLOB_DAMAGE = frozenset({"wrong-size", "wrong-digest"})
 _INDEX_DAMAGE = frozenset(
     {
+        "corrupt-tags-log",
         "corrupt-record",
         "disagreeing-counts",
         "tag-without-manifest",
@@ -48,7 +50,7 @@ def repair(store: Store, *, read_data: bool = False) -> FsckReport:
     * a blob whose bytes are wrong: its file is moved to ``quarantine/``, its records go;
     * a record that does not verify goes; manifests and blobs that a tag needs are recorded anew from their files;
     * a layer whose table of contents is damaged is forgotten whole: importing its ModelKit again indexes it;
-    * tags are made equal to ``tags.log``, and the counts to the tables.
+    * tags and ``tags.log`` are made equal, whichever is damaged; the counts are made equal to the tables.
 
     Raises:
         IndexFailed, IndexCorrupt, StoreWriteFailed: when reading or writing failed.
@@ -85,7 +87,10 @@ def _quarantine(layout: Layout, digest: Digest) -> None:
 
 def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
     view = fsck.open_view(layout, txn)
+    tags_count = (schema.COUNTS, schema.COUNT_TAGS)
     for error in view.corrupt:
+        if error.table == schema.TAGS or (error.table, error.key) == tags_count:
+            continue  # that they are corrupt tells repair_tags which side to believe
         if error.table in _LAYER_TABLES:
             catalog.delete_layer(txn, Digest.from_raw(error.key[:32]))
         elif error.table != schema.INODE_BASES:
@@ -96,8 +101,7 @@ def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
             if finding.damage != "incomplete-layer":
                 txn.delete(schema.BLOBS, digest.raw)
             catalog.delete_layer(txn, digest)
-    with contextlib.suppress(TagsLogCorrupt):
-        _rebuild_tags(txn, layout)
+    repair_tags(txn, layout)
     for digest in view.layers:
         if not txn.contains(schema.BLOBS, digest.raw):
             catalog.delete_layer(txn, digest)
@@ -113,21 +117,3 @@ def _restore_next_inode(txn: Txn) -> None:
         stops = [record.first + record.count for _, record in txn.iter(schema.INODE_BASES, InodeRange)]
         if stops:
             txn.put(schema.COUNTS, schema.NEXT_INODE, NextInode(max(stops)))
-
-
-def _rebuild_tags(txn: Txn, layout: Layout) -> None:
-    """Make the table of tags say what the log says, keeping the records of those that agree."""
-    known = {(repository, tag): record for repository, tag, record in tags.iter_tags(txn)}
-    logged, end = tags_log.replay_whole(layout.tags_log)
-    now_s = int(time.time())
-    txn.put(schema.COUNTS, schema.LOG_POSITION, LogPosition(end))
-    for repository, tag in known.keys() - logged.keys():
-        txn.delete(schema.TAGS, schema.encode_tag_key(repository, tag))
-    for (repository, tag), text in logged.items():
-        manifest = Digest.parse(text)
-        recover.record_from_files(txn, layout, manifest, origin="here", now_s=now_s)
-        record = known.get((repository, tag))
-        if record is None or record.manifest != manifest:
-            record = TagRecord(manifest, "here", now_s, repository, tag)
-        if txn.contains(schema.MANIFESTS, manifest.raw):
-            txn.put(schema.TAGS, schema.encode_tag_key(repository, tag), record)

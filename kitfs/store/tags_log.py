@@ -13,6 +13,7 @@ the last line torn, and only the last. Callers hold a write transaction for ``ap
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -138,7 +139,8 @@ def append(path: Path, line: LogLine) -> tuple[int, int]:
             durable.write_all(fd, data, path)
             durable.sync_file(fd, path)
         except BaseException:
-            os.ftruncate(fd, start)
+            with contextlib.suppress(OSError):  # then the next opening cuts or applies it
+                os.ftruncate(fd, start)
             raise
     finally:
         os.close(fd)
@@ -182,6 +184,24 @@ def replay_whole(path: Path) -> tuple[dict[tuple[str, str], str], int]:
     """
     lines, end = read_lines(path, 0)
     return _replay(lines), end
+
+
+def replay_damaged(path: Path) -> dict[tuple[str, str], str]:
+    """All tags as those lines have them that verify in their places, whatever lies between them.
+
+    Raises:
+        StoreWriteFailed: when the log can not be read.
+    """
+    with durable.naming(path, "reading"):
+        raw = path.read_bytes() if path.exists() else b""
+    lines: list[LogLine] = []
+    offset = 0
+    for piece in raw.splitlines(keepends=True):
+        line = parse_line(offset, piece[:-1])
+        if line is not None:
+            lines.append(line)
+        offset += len(piece)
+    return _replay(lines)
 
 
 def _replay(lines: list[LogLine]) -> dict[tuple[str, str], str]:

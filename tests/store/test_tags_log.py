@@ -12,6 +12,7 @@ from kitfs.store.errors import IndexFailed, StoreWriteFailed, TagsLogCorrupt
 from kitfs.store.fsck import check
 from kitfs.store.gc import gc
 from kitfs.store.records import LogPosition
+from kitfs.store.repair import repair
 from kitfs.store.store import Store
 from kitfs.store.tags_log import LogLine, LogSet
 
@@ -73,7 +74,7 @@ def test_unapplied_line_is_applied_before_the_next_change(store, build):
 
 
 def test_index_that_lacks_everything_gets_tags_and_manifests_from_the_files(store_home, build_store):
-    """After the index is lost, opening makes tags, manifests and blobs of a log line from the files."""
+    """After the index is lost, opening makes tags, manifests and blobs from the files; layers wait for an import."""
     with Store.open(store_home) as store:
         manifest = build_store(store).kit(layers=[b"one", b"two"])
     for name in ("data.mdb", "lock.mdb"):
@@ -83,6 +84,8 @@ def test_index_that_lacks_everything_gets_tags_and_manifests_from_the_files(stor
         assert len(store.get_manifest(manifest).layers) == 2
         assert store.get_blob(Digest.of(b"one")).size == 3
         gc(store)
+        assert {finding.damage for finding in check(store, read_data=True).problems} == {"unindexed-layer"}
+        build_store(store).kit(layers=[b"one", b"two"])
         assert not check(store, read_data=True).problems
 
 
@@ -120,17 +123,25 @@ def test_last_line_of_zeros_is_cut(store, build):
 
 
 def test_corrupt_line_before_a_whole_one_is_named(damaged, build_damaged):
-    """A bad line inside the log is no torn end: opening and GC refuse and name its offset."""
+    """A bad line inside the log is no torn end: reading goes on, changes and GC refuse and name its offset."""
     manifest = build_damaged.kit()
     start, _ = append_unapplied(damaged, "2", manifest)
     append_unapplied(damaged, "3", manifest)
     with open(damaged.layout.tags_log, "r+b") as log:
         log.seek(start + 40)
         log.write(b"X")
-    with pytest.raises(TagsLogCorrupt, match=str(start)):
-        Store.open(damaged.home)
-    with pytest.raises(TagsLogCorrupt):
-        gc(damaged)
+    with Store.open(damaged.home) as again:
+        assert set_of(again) == {"1": manifest}
+        with pytest.raises(TagsLogCorrupt, match=str(start)):
+            gc(again)
+        with pytest.raises(TagsLogCorrupt, match=str(start)):
+            build_damaged.kit("other")
+        assert {finding.damage for finding in check(again).problems} == {"corrupt-tags-log"}
+        assert repair(again).exit_code == 1
+        assert set_of(again) == {"1": manifest}
+        gc(again)
+    with Store.open(damaged.home) as again:
+        assert check(again).exit_code == 0
 
 
 def test_failed_append_leaves_the_log_as_it_was(store, build, monkeypatch):
@@ -176,12 +187,16 @@ def test_failed_transaction_takes_its_line_back(store, build, monkeypatch):
 
 
 def test_log_that_was_cut_short_stops_gc(damaged, build_damaged):
-    """When the log has lost acknowledged lines, GC sweeps nothing; a repair makes the table follow the log."""
-    build_damaged.kit()
+    """When the log has lost acknowledged lines, GC sweeps nothing; a repair writes it anew from the table."""
+    manifest = build_damaged.kit()
     os.truncate(damaged.layout.tags_log, 0)
     with pytest.raises(Exception, match=r"tags\.log"):
         gc(damaged)
     assert list(damaged.iter_manifests())
+    assert repair(damaged).exit_code == 1
+    assert set_of(damaged) == {"1": manifest}
+    gc(damaged)
+    assert check(damaged, read_data=True).exit_code == 0
 
 
 def test_position_is_where_the_log_ends(store, build):
@@ -194,3 +209,34 @@ def test_position_is_where_the_log_ends(store, build):
     with store.index.read() as txn:
         assert tags.log_position(txn) == store.layout.tags_log.stat().st_size
         assert txn.find(schema.COUNTS, schema.LOG_POSITION, LogPosition).size > 0
+
+
+def test_repair_keeps_every_tag_that_either_side_still_has(damaged, build_damaged):
+    """With a corrupt record in the table and a corrupt line in the log, tags of the other records and lines stay."""
+    first, second = build_damaged.kit("a", tags=[(REPOSITORY, "1")]), build_damaged.kit("b", tags=[(REPOSITORY, "2")])
+    third = build_damaged.kit("c", tags=[(REPOSITORY, "3")])
+    with damaged.index.write() as txn:
+        txn._txn.put(b"t" + schema.encode_tag_key(REPOSITORY, "1"), b"\x01" + bytes(40))
+    log = bytearray(damaged.layout.tags_log.read_bytes())
+    log[log.index(b"\n") + 50] ^= 1
+    damaged.layout.tags_log.write_bytes(log)
+    assert check(damaged).exit_code != 0
+    assert repair(damaged).exit_code == 1
+    assert set_of(damaged) == {"1": first, "2": second, "3": third}
+    assert check(damaged, read_data=True).exit_code == 0
+
+
+def test_full_disk_keeps_nobody_from_reading(store, build, monkeypatch):
+    """When a line left behind can not be applied for want of space, the store opens with the old tags."""
+    manifest = build.kit()
+    append_unapplied(store, "2", manifest)
+
+    def fail(*_):
+        raise IndexFailed(store.layout.index, "No space left on device")
+
+    monkeypatch.setattr("kitfs.store.tags.put_tag", fail)
+    with Store.open(store.home) as again:
+        monkeypatch.undo()
+        assert set_of(again) == {"1": manifest}
+    with Store.open(store.home) as again:
+        assert set_of(again) == {"1": manifest, "2": manifest}
