@@ -25,6 +25,7 @@ from pathlib import Path
 
 import lmdb
 
+from kitfs.store import durable
 from kitfs.store.errors import IndexCorrupt, IndexFailed, IndexFull
 from kitfs.store.records import Record, encode_value, parse_value
 from kitfs.store.schema import PREFIXES
@@ -119,6 +120,8 @@ class Index:
             )
             try:
                 env.reader_check()
+                if env.info()["last_txnid"] == 0:  # LMDB syncs its file, never the name of one it has just made
+                    durable.sync_directory(self.path)
             except BaseException:
                 env.close()
                 raise
@@ -217,7 +220,10 @@ _ABANDONED: list[Index] = []
 
 def _registry_key(path: Path) -> tuple[int, int]:
     """Device and inode: two paths to one store share it, a store made anew under an old path does not."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise IndexCorrupt(path, error.strerror or str(error)) from error
     return status.st_dev, status.st_ino
 
 

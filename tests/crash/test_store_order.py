@@ -83,3 +83,11 @@ def test_no_more_is_synced_than_needed(calls):
     commits = [line for line in calls if "fdatasync(" in line]
     assert len(fsyncs) == 2 * 6 + 2
     assert len(commits) == 4
+
+
+def test_name_of_the_index_is_on_disk_before_its_first_transaction(strace, tmp_path, python):
+    """LMDB never syncs the folder of a file it makes: without this a power cut could take all of a new index."""
+    home = tmp_path / "home"
+    lines = [line.replace(f"{home}/", "") for line in strace.log([*python, CHILD, "prepare", home], "-s", "0")]
+    made = find(lines, r"pwrite64\(\d+<index/data\.mdb>|writev\(\d+<index/data\.mdb>")
+    assert find(lines, r"fsync\(\d+<index>\) = 0", made) < find(lines, r"fdatasync\(\d+<index/data\.mdb>\) = 0")

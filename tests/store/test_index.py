@@ -123,3 +123,13 @@ def test_file_that_is_no_index_is_named(store_home):
     (store_home / "index" / "data.mdb").write_bytes(b"x" * 8192)
     with pytest.raises(IndexCorrupt, match="index"):
         Store.open(store_home)
+
+
+def test_index_that_is_gone_is_named(store_home):
+    """A store whose index folder somebody removed says so."""
+    Store.open(store_home).close()
+    for path in (store_home / "index").iterdir():
+        path.unlink()
+    (store_home / "index").rmdir()
+    with pytest.raises(IndexCorrupt):
+        Store.open(store_home)
