@@ -8,10 +8,29 @@ from typing import Any
 
 import click
 
+from kitfs.errors import KitfsError
+
+
+class OutputFailed(KitfsError):
+    """The result could not be written; what the command did is done."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"writing to standard output: {reason}")
+        self.reason = reason
+
 
 def print_result(text: str) -> None:
-    """One line of the result, on standard output."""
-    click.echo(text)
+    """One line of the result, on standard output.
+
+    Raises:
+        OutputFailed: when it could not be written, as on a full disk; a closed pipe stays ``BrokenPipeError``.
+    """
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(error.strerror or str(error)) from error
 
 
 def say(text: str) -> None:
@@ -28,7 +47,7 @@ def print_json(value: Any) -> None:
     """A result as indented JSON (msgspec types are understood)."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    print_result(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def encode_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -43,7 +62,7 @@ def encode_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows below their headers, on standard output."""
-    click.echo(encode_table(headers, rows))
+    print_result(encode_table(headers, rows))
 
 
 def format_size(size: int) -> str:
