@@ -15,6 +15,7 @@ FAILING_CALLS = (
     "write",
     "pwrite64",
     "pwritev",
+    "writev",
     "rename",
     "renameat2",
     "link",
@@ -108,7 +109,7 @@ def test_failed_call_is_a_named_error(strace, copy, prepared, new_tags, points, 
 def test_short_write_is_a_named_error(strace, copy, prepared, new_tags, points, python, assert_holds):
     """A write that takes one byte gives one named error, nothing partial, and succeeds when tried again."""
     new, counts = new_tags
-    for name, number in points(counts, ("write", "pwrite64", "pwritev")):
+    for name, number in points(counts, ("write", "pwrite64", "pwritev", "writev")):
         home = copy()
         outcome = strace.run([*python, CHILD, "work", home], name, number, "retval=1")
         assert outcome.returncode in (0, 10), (name, number, outcome)
