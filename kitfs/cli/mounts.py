@@ -63,6 +63,8 @@ def mount(settings: Settings, words: tuple[str, ...], everything: bool, options:
         raise click.UsageError("mount wants REFERENCE DIRECTORY, or --all DIRECTORY")
     parsed = _MountOptions.parse(options)
     reference = None if everything else _parse_reference(words[0])
+    if mounting.clear_dead_mount(Path(words[-1])):
+        say(f"what was mounted on {words[-1]} was dead and is unmounted")
     with (
         settings.open_store() as store,
         mounting.check_mountpoint(Path(words[-1]), settings.home) as mountpoint,
@@ -211,23 +213,33 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
 
 
 def _find_mounts(what: str | None, states: list[MountState]) -> list[KitfsMount]:
-    """The mounts that ``what`` names, the topmost first; for None those that the daemon serves."""
+    """The mounts that ``what`` names, the topmost first; None and a reference mean those of this store's daemon."""
     from kitfs import mounting
 
-    mounts = list(reversed(mounting.find_mounts()))
-    if what is None:
-        served = {state.device for state in states}
-        return [mounted for mounted in mounts if mounted.device in served]
-    mounted = mounting.find_mount(Path(what))
-    if mounted is not None:
+    if what is not None and (mounted := mounting.find_mount(Path(what))):
         return [mounted]
-    with contextlib.suppress(KitfsError):
-        references = {what, _parse_reference(what).display}
-        devices = {state.device for state in states if state.reference in references}
-        found = [mounted for mounted in mounts if mounted.reference in references or mounted.device in devices]
-        if found:
-            return found
-    raise mounting.MountNotFound(what)
+    if what is not None:
+        names = {what}
+        with contextlib.suppress(KitfsError):
+            names.add(_parse_reference(what).display)
+        states = [state for state in states if state.reference in names]
+    found = _mounts_of(states)
+    if what is not None and not found:
+        raise mounting.MountNotFound(what)
+    return found
+
+
+def _mounts_of(states: list[MountState]) -> list[KitfsMount]:
+    """The mounts of sessions, bind mounts of them too, the topmost first.
+
+    A device number is given to another mount as soon as it is free, so the place must be the right one as well.
+    """
+    from kitfs import mounting
+
+    mounts = mounting.find_mounts()
+    places = {(state.device, state.mountpoint) for state in states}
+    devices = {mounted.device for mounted in mounts if (mounted.device, str(mounted.mountpoint)) in places}
+    return [mounted for mounted in reversed(mounts) if mounted.device in devices]
 
 
 def _unmount(daemon: Client | None, states: list[MountState], mounted: KitfsMount, *, lazy: bool) -> None:

@@ -98,6 +98,35 @@ def test_umount_takes_a_reference_or_all_or_a_relative_path(machine, what, monke
     assert machine.mounts() == []
 
 
+@pytest.mark.parametrize("what", ["myllm:1", "--all"])
+def test_umount_leaves_mounts_of_other_stores_alone(machine, layout, what):
+    """A reference, and --all, mean what this store's daemon serves; another store may serve the same name."""
+    place = machine.mount()
+    home = machine.environment["KITFS_HOME"]
+    machine.environment["KITFS_HOME"] = f"{home}-2"
+    try:
+        machine.run("import", layout)
+        machine.mount("other")
+        machine.run("umount", what)
+        machine.run("daemon", "stop")
+    finally:
+        machine.environment["KITFS_HOME"] = home
+    assert [mounted.mountpoint for mounted in machine.mounts()] == [place]
+    assert os.listdir(place)
+
+
+@pytest.mark.root
+def test_umount_takes_bind_mounts_along(machine):
+    """--all leaves no second view of a mount that would keep it alive."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    place = machine.mount()
+    (machine.folder / "bound").mkdir()
+    subprocess.run(["mount", "--bind", str(place), str(machine.folder / "bound")], check=True)
+    machine.run("umount", "--all")
+    assert machine.mounts() == [] and machine.states() == []
+
+
 def test_umount_finds_a_mount_through_a_link(machine):
     """A mount point that is reached by another name is the same mount."""
     place = machine.mount()

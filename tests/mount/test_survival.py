@@ -1,5 +1,6 @@
 """Workers, zygote and daemon are killed under readers; bytes stay right, and what can not go on ends cleanly."""
 
+import contextlib
 import errno
 import os
 import random
@@ -9,6 +10,8 @@ import threading
 from pathlib import Path
 
 import pytest
+
+from kitfs import mounting
 
 pytestmark = pytest.mark.mount
 
@@ -161,6 +164,35 @@ def test_a_daemon_that_is_told_to_end_ends_its_mounts(machine, wait_for_end):
     assert machine.mounts() == []
 
 
+def test_a_dead_mount_is_replaced_by_the_next_one_at_its_place(machine, weights, wait_for_end):
+    """After the daemon was ended under it, and after a client was killed before it could hand over."""
+    place = machine.mount()
+    daemon = machine.client.ping().pid
+    os.kill(daemon, signal.SIGTERM)
+    wait_for_end(daemon)
+    machine.run("mount", "myllm:1", place)
+    assert (place / "weights.bin").read_bytes() == weights
+    machine.run("umount", place)
+    os.close(mounting.mount_device(place, mounting.mount_options("myllm:1", allow_other=False)))
+    machine.run("mount", "myllm:1", place)
+    assert (place / "weights.bin").read_bytes() == weights
+    assert len(machine.mounts()) == 1
+
+
+def test_a_mount_that_only_hangs_is_not_taken_for_dead(machine, monkeypatch):
+    """Nobody serves it now, but its device is open: it is in use, exit code 7."""
+    monkeypatch.setattr(mounting, "_PROBE_TIMEOUT_S", 0.2)
+    place = machine.folder / "mnt"
+    place.mkdir()
+    device = mounting.mount_device(place, mounting.mount_options("myllm:1", allow_other=False))
+    try:
+        assert not mounting.clear_dead_mount(place)
+        assert len(machine.mounts()) == 1
+    finally:
+        os.close(device)
+    assert mounting.clear_dead_mount(place)
+
+
 def test_workers_that_keep_dying_are_given_up(machine, wait_for_end):
     """Five that can not even start: the device is closed, readers get an error, nothing spins."""
     place = machine.mount()
@@ -225,7 +257,7 @@ def test_no_process_holds_what_is_not_its_own(machine):
 
 
 def test_mounting_again_and_again_leaks_no_descriptor(machine):
-    """After 10 rounds the daemon holds what it held after the first, give or take a connection."""
+    """After 10 rounds the daemon holds what it held after the first, give or take two connections."""
     place = machine.mount()
     machine.run("umount", place)
     daemon = machine.client.ping().pid
@@ -233,13 +265,16 @@ def test_mounting_again_and_again_leaks_no_descriptor(machine):
     for _ in range(10):
         machine.mount()
         machine.run("umount", place)
-    assert len(held_by(daemon)) <= before + 1
+    assert len(held_by(daemon)) <= before + 2
 
 
 def held_by(pid: int) -> list[str]:
-    """What a process has open."""
-    folder = Path(f"/proc/{pid}/fd")
-    return [str(entry.readlink()) for entry in folder.iterdir()]
+    """What a process has open; what it closes meanwhile is not."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(entry.readlink()))
+    return found
 
 
 def parent_of(pid: int) -> int:
