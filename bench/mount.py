@@ -33,7 +33,7 @@ def measure(arguments: argparse.Namespace) -> Report:
         mountpoint = world.mount("tiny:1")  # starts the daemon, and warms what is read from disk
         world.kitfs("umount", mountpoint)
         for _ in range(arguments.rounds or 20):
-            _measure_reference(report)
+            _measure_reference(report, world)
             _measure_whole(report, world, mountpoint)
             _measure_parts(report, world, mountpoint)
     return report
@@ -43,12 +43,12 @@ def _elapsed_ms(start_s: float) -> float:
     return (time.perf_counter() - start_s) * 1e3
 
 
-def _measure_reference(report: Report) -> None:
+def _measure_reference(report: Report, world: World) -> None:
     start_s = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    subprocess.run([sys.executable, "-c", "pass"], check=True, env=world.environment)
     report.add(REFERENCE, "ms", _elapsed_ms(start_s))
     start_s = time.perf_counter()
-    subprocess.run([*KITFS, "--version"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*KITFS, "--version"], check=True, env=world.environment, stdout=subprocess.DEVNULL)
     report.add("kitfs --version", "ms", _elapsed_ms(start_s), reference=REFERENCE)
 
 

@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_DROPPED = ("KITFS_", "KITOPS_", "PYTHONDONTWRITEBYTECODE")
+"""Variables of the caller's that do not reach the world. Without bytecode on disk every command compiles all of
+kitfs: 45 ms."""
+
 KITFS = [str(Path(sys.executable).with_name("kitfs"))]
 
 
@@ -29,7 +33,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("KITFS_", "KITOPS_"))},
+            **{name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)},
             "KITFS_HOME": str(folder / "home"),
             "KITFS_SOCKET": str(folder / "kitfs.sock"),
             "KITOPS_HOME": str(folder / "kitops"),
