@@ -59,7 +59,7 @@ def demonstrate(world: World) -> None:
     show(world, "ls", "-lR", "mnt")
     show(world, "cat", "mnt/.kitfs/id")
     show(world, "python", "-c", READ_TENSOR)
-    show(world, "cmp", "tiny-sentiment/weights/model.safetensors", "mnt/model")
+    show(world, "sha256sum", "tiny-sentiment/weights/model.safetensors", "mnt/model")
     show(world, "kitfs", "ps")
     show(world, "kitfs", "umount", "mnt")
     show(world, "kitfs", "daemon", "stop")
