@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.output import format_size, print_json, print_result, print_table
+from kitfs.cli.output import format_size, print_json, print_result, print_table, warn
 from kitfs.cli.settings import Settings, verb
-from kitfs.errors import NotFoundError, UsageError
+from kitfs.errors import KitfsError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,8 +82,10 @@ def list_(settings: Settings, repository: str | None) -> None:
 def list_kits(store: Store, wanted: Reference | None = None) -> list[ListedKit]:
     """What is in the store, in kit's order: by repository, then ModelKitID, then tag; unnamed ones as kit's ``_``.
 
+    A ModelKit whose manifest or config can not be read is listed without what they say, with a warning.
+
     Raises:
-        MalformedError, IntegrityError: when a manifest or config in the store can not be read.
+        IntegrityError: when the index can not be read.
     """
     from kitfs.oci.reference import UNNAMED_REPOSITORY
 
@@ -111,11 +113,16 @@ def _describe(store: Store, repository: str, digest: Digest, tags: list[str]) ->
     from kitfs.oci.manifest import parse_manifest
     from kitfs.transfer.parents import read_kitfile
 
-    manifest = parse_manifest(store.read_blob(digest))
-    kitfile = read_kitfile(manifest, store.read_blob(manifest.config.digest))
+    shown = repository.removeprefix("localhost/").removeprefix("_") or NONE
+    try:
+        manifest = parse_manifest(store.read_blob(digest))
+        kitfile = read_kitfile(manifest, store.read_blob(manifest.config.digest))
+    except KitfsError as error:
+        warn(f"{shown}@{digest} can not be read: {error}")
+        return ListedKit(shown, str(digest), tags, NONE, NONE, NONE)
     package = kitfile.package if kitfile else None
     return ListedKit(
-        repo=repository.removeprefix("localhost/").removeprefix("_") or NONE,
+        repo=shown,
         digest=str(digest),
         tags=tags,
         modelName=(package.name if package else "") or NONE,

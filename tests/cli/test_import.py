@@ -1,6 +1,13 @@
 """``kitfs import``: what it prints, and how it fails."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from kitfs.store.fsck import check
+from kitfs.store.store import Store
 
 
 def test_prints_what_was_tagged(kitfs, shared_fixtures):
@@ -65,3 +72,17 @@ def test_a_broken_kit_among_others(kitfs, shared_fixtures, tmp_path):
     assert done.code == 6
     assert [line.split()[1] for line in done.out.splitlines()] == ["made:tar"]
     assert "digest" in done.err
+
+
+def test_several_at_once(shared_fixtures, tmp_path):
+    """Six processes that import one ModelKit into a store that none of them finds made all succeed, with one copy."""
+    command = [Path(sys.executable).with_name("kitfs"), "--home", tmp_path / "home", "import", "-q", "--copy"]
+    arguments = [*command, shared_fixtures / "kit-v0.2.5", "--progress", "none"]
+    running = [subprocess.Popen(arguments, env=os.environ, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    printed = {process.communicate(timeout=120)[0] for process in running}
+    assert [process.returncode for process in running] == [0] * 6
+    assert len(printed) == 1
+    with Store.open(tmp_path / "home") as store:
+        assert check(store, read_data=True).problems == []
+        files = [path for path in (tmp_path / "home/blobs").rglob("*") if path.is_file()]
+        assert len(files) == len(list(store.iter_blobs())) == 7

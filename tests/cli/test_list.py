@@ -59,3 +59,15 @@ def test_untagged(filled):
     filled("remove", "empty:0")
     row = filled("list").out.splitlines()[1].split()
     assert row[:2] == ["<none>", "<none>"] and row[-1].startswith("sha256:2ae55d09")
+
+
+def test_one_rotten_config_does_not_hide_the_others(kitfs, shared_fixtures, tmp_path):
+    """A ModelKit whose config can not be read keeps its line, with a warning; the others are listed as ever."""
+    kitfs("import", shared_fixtures / "kit-v1.7.0", "--copy", "--progress", "none")
+    config = tmp_path / "home/blobs/sha256/14/140e17e620f62380c7801047d14343caddbbfc87d97a2788f77e9a210843826c"
+    config.chmod(0o644)
+    config.write_bytes(b"x" * 40)
+    done = kitfs("list")
+    assert done.code == 0 and "empty@sha256:2ae55d09" in done.err
+    assert [line.split()[0] for line in done.out.splitlines()[1:3]] == ["empty", "myllm"]
+    assert len(done.out.splitlines()) == 9
