@@ -16,9 +16,10 @@ import select
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+import msgspec
 
 from kitfs.control import parse_descriptors
 from kitfs.errors import BusyError, FuseError, NotFoundError, UsageError
@@ -81,8 +82,7 @@ class MountNotFound(NotFoundError):
         self.hint = "kitfs ps"
 
 
-@dataclass(frozen=True, slots=True)
-class KitfsMount:
+class KitfsMount(msgspec.Struct, frozen=True):
     """One line of mountinfo that is a mount of kitfs, a bind mount of one included.
 
     Attributes:
@@ -142,8 +142,7 @@ def _real_parent(path: Path) -> Path:
     return Path(os.path.realpath(path.parent), path.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Mountpoint:
+class Mountpoint(msgspec.Struct, frozen=True):
     """A checked mount point: an empty directory, held open so that a swapped one is noticed.
 
     Attributes:

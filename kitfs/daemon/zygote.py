@@ -25,8 +25,13 @@ from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, FORK_DESCRIPTORS, GO, Fork
 
 log = logging.getLogger(__name__)
 
-_SHARED_MODULES = ("kitfs.fuse.worker", "kitfs.modelkit.storeview", "kitfs.oci.kitfile_regenerate")
-"""Imported once and shared by all children; the last two would otherwise be imported by each worker (10 ms)."""
+_SHARED_MODULES = (
+    "kitfs.fuse.worker",
+    "kitfs.modelkit.storeview",
+    "kitfs.oci.kitfile_regenerate",
+    "kitfs.store.change",
+)
+"""Imported once and shared by all children; all but the first would else be imported by each worker (10 ms)."""
 
 _ENDED_BADLY = 70
 """Exit code of a worker that an exception ended (EX_SOFTWARE, sysexits.h)."""

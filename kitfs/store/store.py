@@ -12,11 +12,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from kitfs.digest import Digest
 from kitfs.store import inodes, link, sessions, tags, verify
-from kitfs.store.change import Change
 from kitfs.store.errors import IndexFailed, RecordCorrupt, StoreWriteFailed, TagsLogCorrupt
 from kitfs.store.index import Index, open_index
 from kitfs.store.ingest import Ingest
@@ -25,6 +24,9 @@ from kitfs.store.lease import Lease
 from kitfs.store.reads import StoreReads
 from kitfs.store.records import Stamp
 from kitfs.store.sessions import HeldSession, SessionRecord
+
+if TYPE_CHECKING:
+    from kitfs.store.change import Change
 
 
 class Store(StoreReads):
@@ -142,6 +144,8 @@ class Store(StoreReads):
             LeaseEnded: when the lease is closed.
         """
         lease.check_open()
+        from kitfs.store.change import Change  # 2 ms that a mount does not need
+
         return Change(self.index, lease)
 
     def _find_stamp(self, digest: Digest, is_member: bool) -> Stamp | None:
