@@ -1,7 +1,7 @@
 """The daemon's end of the zygote: keeps one running and has it fork workers.
 
 Used by ``kitfs.daemon.session``. A zygote that dies is followed by another; its workers live on and become the
-daemon's children (it is their subreaper), which reaps them itself.
+daemon's children (``adopt_orphans``), which reaps them itself.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ _FORK_TIMEOUT_S = 30.0
 """A fork takes 2 ms; a zygote that has just been started needs 0.2 s of imports first."""
 
 _ATTEMPTS_MAX = 3
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of its descendants whose own parent dies, for as long as it lives."""
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
 class ForkFailed(DaemonError):
@@ -99,7 +104,6 @@ class Forker:
 
     async def run(self) -> None:
         """Keep a zygote until cancelled. After 5 deaths in 10 s the next one comes with the next fork call."""
-        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
         deaths: deque[float] = deque(maxlen=_DEATHS_MAX)
         async with trio.open_nursery() as watchers:
             while True:

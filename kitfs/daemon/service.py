@@ -21,7 +21,7 @@ from pathlib import Path
 
 import trio
 
-from kitfs.daemon.forker import Forker
+from kitfs.daemon.forker import Forker, adopt_orphans
 from kitfs.daemon.server import Server
 from kitfs.daemon.table import Table
 from kitfs.errors import BusyError, DaemonError, KitfsError
@@ -73,6 +73,7 @@ def run(plan: Plan) -> None:
         SocketPathTaken: when the socket can not be made.
     """
     _raise_descriptor_limit()
+    adopt_orphans()
     os.umask(0o077)
     with contextlib.ExitStack() as stack:
         start_lock = stack.enter_context(contextlib.ExitStack())
