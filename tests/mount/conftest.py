@@ -1,6 +1,7 @@
 """A machine with one store: a small ModelKit, the real command line, a daemon; and the check that nothing is left."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -173,13 +174,18 @@ def machine(tmp_path: Path, layout: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def open_device() -> Iterator[None]:
-    """/dev/fuse as udev makes it: 0666."""
+    """/dev/fuse as udev makes it: 0666. Locked meanwhile, so that test runs at the same time do not undo it."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    mode = os.stat("/dev/fuse").st_mode & 0o777
-    os.chmod("/dev/fuse", 0o666)
-    yield
-    os.chmod("/dev/fuse", mode)
+    device = os.open("/dev/fuse", os.O_RDONLY)
+    try:
+        fcntl.flock(device, fcntl.LOCK_EX)
+        mode = os.fstat(device).st_mode & 0o777
+        os.chmod("/dev/fuse", 0o666)
+        yield
+        os.chmod("/dev/fuse", mode)
+    finally:
+        os.close(device)
 
 
 @pytest.fixture
