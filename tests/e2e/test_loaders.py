@@ -156,15 +156,23 @@ def test_second_load_makes_no_fuse_read(kitfs, mounted):
 def test_second_mount_shares_blobs_and_members(kitfs, shared_fixtures):
     """A kit that is mounted twice, and read twice, lies in the store once."""
     kitfs.run("import", shared_fixtures / "kit-v1.7.0", "--copy")
-    code = "import sys; print(len(open(sys.argv[1], 'rb').read()))"
-    python(code, kitfs.mount("myllm:3.1.4-gzip", at="one") / MODEL)
-    files = {path: path.stat().st_ino for path in kitfs.home.rglob("*") if path.parent.parent.name == "sha256"}
-    python(code, kitfs.mount("myllm:3.1.4-gzip", at="two") / MODEL)
-    python(code, kitfs.mount("myllm:3.1.4-fast", at="three") / MODEL)
-    after = {path: path.stat().st_ino for path in kitfs.home.rglob("*") if path.parent.parent.name == "sha256"}
-    members = {path for path in files if "members" in path.parts}
-    assert files.items() <= after.items()
-    assert {path for path in after if "members" in path.parts} == members != set()
+    code = """
+import hashlib, json, os, sys
+paths = [os.path.join(folder, name) for folder, _, names in os.walk(sys.argv[1]) for name in names]
+print(json.dumps([hashlib.sha256(open(path, "rb").read()).hexdigest() for path in paths]))
+"""
+
+    def content() -> dict[Path, int]:
+        return {path: path.stat().st_ino for path in kitfs.home.rglob("*") if path.parent.parent.name == "sha256"}
+
+    digests = set(json.loads(python(code, kitfs.mount("myllm:3.1.4-gzip", at="one"))))
+    before = content()
+    assert set(json.loads(python(code, kitfs.mount("myllm:3.1.4-gzip", at="two")))) == digests
+    python(code, kitfs.mount("myllm:3.1.4-fast", at="three"))
+    after = content()
+    assert before.items() <= after.items()
+    members = {path.name for path in after if "members" in path.parts}
+    assert members and members <= digests
 
 
 def test_numbers_of_an_unpacked_inode_are_equal_in_two_mounts(kitfs, shared_fixtures):
