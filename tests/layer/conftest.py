@@ -40,7 +40,7 @@ class Layers:
             index = indexer.finish(digest)
             change = self.store.change(lease)
             change.add_blob(digest, len(published))
-            change.add_layer(digest, index.record, index.toc, index.span_checksums)
+            change.add_layer(digest, index.record, index.toc, index.span_checksums, index.checkpoints)
             change.commit()
         return index
 
