@@ -20,9 +20,10 @@ from kitfs.store.store import Store
 
 @dataclasses.dataclass
 class Layers:
-    """Puts layers into a store."""
+    """Puts layers into a store; without checkpoints as stores have them that are older than these."""
 
     store: Store
+    keeps_checkpoints: bool = True
 
     def compress(self, raw: bytes, compression: Compression) -> bytes:
         if compression is Compression.GZIP:
@@ -40,7 +41,8 @@ class Layers:
             index = indexer.finish(digest)
             change = self.store.change(lease)
             change.add_blob(digest, len(published))
-            change.add_layer(digest, index.record, index.toc, index.span_checksums, index.checkpoints)
+            checkpoints = index.checkpoints if self.keeps_checkpoints else []
+            change.add_layer(digest, index.record, index.toc, index.span_checksums, checkpoints)
             change.commit()
         return index
 
