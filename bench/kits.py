@@ -146,15 +146,18 @@ def make_shards(folder: Path, count: int, size: int) -> None:
 def write_gzip_layout(layout: Path, folder: Path, reference: str) -> Path:
     """Write an OCI layout with one ModelKit, whose model is a folder in a tar+gzip layer; returns the layer's blob.
 
-    isal's level 2 packs weights as well as kit's Go does, with as few references far back, and 20 times as fast. Of bf16
-    weights windows take 0.5 MB a GB by Go, 2.7 by zlib's level 6, which also takes matches of three bytes.
+    isal's level 2 packs weights as well as kit's Go does, with as few references far back, and 20 times as fast.
+    Windows of bf16 weights take 0.5 MB a GB by Go, 2.7 by zlib's level 6, which takes matches of three bytes too.
     """
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     packed = layout / "layer"
-    with packed.open("wb") as stream, subprocess.Popen(
-        ["tar", "c", "-C", str(folder.parent), "--sort=name", folder.name], stdout=subprocess.PIPE
-    ) as tar:
+    with (
+        packed.open("wb") as stream,
+        subprocess.Popen(
+            ["tar", "c", "-C", str(folder.parent), "--sort=name", folder.name], stdout=subprocess.PIPE
+        ) as tar,
+    ):
         subprocess.run([sys.executable, "-m", "isal.igzip", "-2"], stdin=tar.stdout, stdout=stream, check=True)
     kitfile = {"manifestVersion": "1.0.0", "package": {"name": "weights"}, "model": {"path": folder.name}}
     digest = hashlib.file_digest(packed.open("rb"), "sha256").hexdigest()

@@ -21,8 +21,8 @@ from kitfs.layer.inflate import (
     OK,
     STOP_AT_BLOCK,
     STREAM_END,
-    Inflater,
     InflateLibrary,
+    Inflater,
     OutputBuffer,
 )
 

@@ -14,9 +14,9 @@ parse; pure. All numbers are big-endian::
     window value      packed windows one after another
 
 Directory values come first, each full but the last; `stop` is the byte of the published layer behind the last gzip
-member. Span *n* goes from entry *n* to the next one, the last to the end of the decoded layer. Its published range begins
-at the byte that holds its first bit, the first one's at 0, and ends behind the byte that holds the last bit before the
-next entry, the last one's at `stop`; what follows is zero padding.
+member. Span *n* goes from entry *n* to the next one, the last to the end of the decoded layer. Its published range
+begins at the byte that holds its first bit, the first one's at 0, and ends behind the byte that holds the last bit
+before the next entry, the last one's at `stop`; what follows is zero padding.
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+SPAN_SIZE_MAX = 16 << 20
+"""Decoded bytes of a span: 16384 symbols, a block of zlib's, are 4 MiB of zeros, and twice that in GNU gzip."""
+
+PUBLISHED_SIZE_MAX = 24 << 20
+"""Published bytes of a span: a stream of empty blocks has many for few decoded ones."""
 
 _VERSION = 1
 _HEADER = struct.Struct(">BIQQ")
@@ -157,9 +164,9 @@ class SpanMap:
             raise CheckpointsBroken(f"{self.count} checkpoints of {total}")
         self._offsets.append(size_decoded)
         self._bits.append(8 * self.stop)
-        for column in (self._offsets, self._bits):
-            if any(after <= before for before, after in zip(column, column[1:], strict=False)):
-                raise CheckpointsBroken("checkpoints are not in order")
+        for column, limit in ((self._offsets, SPAN_SIZE_MAX), (self._bits, 8 * PUBLISHED_SIZE_MAX + 8)):
+            if not all(0 < after - before <= limit for before, after in pairwise(column)):
+                raise CheckpointsBroken("checkpoints are not in order, or too far from each other")
 
     def find(self, offset: int) -> int:
         """The span that holds a byte of the decoded layer."""

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from kitfs.archive.tar_toc import MemberKind, Piece, TarMalformed, TocReader
 from kitfs.digest import Digest, Digester
-from kitfs.layer.decode import DecodeLimits, Decoder
 from kitfs.layer.block_inflater import SPACING, BlockInflater, Checkpoint
 from kitfs.layer.builders import find_library
+from kitfs.layer.decode import DecodeLimits, Decoder
 from kitfs.layer.decoders import open_decoder
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.gzip_stream import GzipDecoder

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal
 
 from kitfs.digest import CHECKSUM_SIZE, Digest, checksum
@@ -18,7 +19,7 @@ from kitfs.layer.descriptor import Descriptor
 from kitfs.layer.errors import LayerCorrupt
 from kitfs.layer.read_ahead import ReadAhead
 from kitfs.layer.span_decode import SpanBroken, decode_span
-from kitfs.layer.span_pool import SpanPool, shared_pool
+from kitfs.layer.span_pool import SpanPool, SpanTask, shared_pool
 from kitfs.layer.span_reader import BlobSource
 from kitfs.layer.sparse_window import unpack
 from kitfs.store.records import LayerRecord, TocMember
@@ -26,6 +27,16 @@ from kitfs.store.store import Store
 
 _VALUES_MAX = 4  # of 256 KiB; one has the windows of 50 to 500 MB of a layer
 _MEMBERS_MAX = 1024
+_SCRATCH_SIZE = 1 << 20
+
+
+class _Scratch(threading.local):
+    """Published bytes that a thread decodes: fresh memory for each span would cost a page fault for each 4 KiB."""
+
+    memory = bytearray()
+
+
+_scratch = _Scratch()
 
 
 class LazyLayer:
@@ -86,11 +97,15 @@ class LazyLayer:
     def _decode(self, descriptor: Descriptor, span: int) -> bytes:
         start, stop = self.spans.published_range(span)
         decoded_start, decoded_stop = self.spans.range(span)
-        published = descriptor.read(start, stop - start)
-        if len(published) != stop - start:
-            raise SpanBroken(f"{stop - start - len(published)} bytes are missing")
+        size = stop - start
+        if len(_scratch.memory) < size:
+            _scratch.memory = bytearray(max(size, _SCRATCH_SIZE))
+        published = memoryview(_scratch.memory)[:size]
+        done = descriptor.read_into(published, start)
+        if done != size:
+            raise SpanBroken(f"{size - done} bytes are missing")
         window = self._window(span)
-        data = decode_span(memoryview(published), self.spans.bit(span) % 8, window, decoded_stop - decoded_start)
+        data = decode_span(published, self.spans.bit(span) % 8, window, decoded_stop - decoded_start)
         if checksum(data) != self._checksums[span * CHECKSUM_SIZE : (span + 1) * CHECKSUM_SIZE]:
             raise SpanBroken("checksum differs")
         return data
@@ -132,6 +147,38 @@ class LazyLayer:
         shared_pool().drop(self)
 
 
+class LazyRead:
+    """A read under way; see `reader.PendingRead`."""
+
+    __slots__ = ("_callback", "_join", "_tasks", "_waiting")
+
+    def __init__(self, tasks: list[SpanTask], join: Callable[[list[bytes]], bytes | memoryview]) -> None:
+        self._tasks = tasks
+        self._join = join
+        self._waiting = iter(tasks)
+        self._callback: Callable[[], None] = lambda: None
+
+    def call_when_done(self, callback: Callable[[], None]) -> None:
+        """Run a callback when all spans are decoded, in one of the threads that decode."""
+        self._callback = callback
+        self._step()
+
+    def _step(self) -> None:
+        task = next(self._waiting, None)
+        if task is None:
+            self._callback()
+        else:
+            task.call_when_done(self._step)
+
+    def result(self) -> bytes | memoryview:
+        """The bytes; waits for them.
+
+        Raises:
+            LayerCorrupt, KitfsError, OSError: as `LazyMember.read`.
+        """
+        return self._join([task.wait() for task in self._tasks])
+
+
 class LazyMember:
     """Reads one member; see `reader.MemberReader`.
 
@@ -166,6 +213,18 @@ class LazyMember:
             self._decode_ahead(start, stop)
         return self._join(spans, parts, start, stop)
 
+    def begin_read(self, start: int, stop: int) -> LazyRead:
+        """Begin to decode the spans of a range; does not wait.
+
+        Raises:
+            ValueError: when the range is not within the file.
+        """
+        spans = self._spans(start, stop)
+        tasks = [self._pool.request(self._layer, span) for span in spans]
+        if tasks:
+            self._decode_ahead(start, stop)
+        return LazyRead(tasks, lambda parts: self._join(spans, parts, start, stop))
+
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes ``[start, stop)``, verified.
 
@@ -174,11 +233,7 @@ class LazyMember:
             KitfsError, OSError: when the store or the disk fails.
             ValueError: when the range is not within the file.
         """
-        spans = self._spans(start, stop)
-        tasks = [self._pool.request(self._layer, span) for span in spans]
-        if tasks:
-            self._decode_ahead(start, stop)
-        return self._join(spans, [task.wait() for task in tasks], start, stop)
+        return self.begin_read(start, stop).result()
 
     def _spans(self, start: int, stop: int) -> range:
         """The spans that a range touches."""

@@ -1,10 +1,10 @@
 """Which bytes of a member will be wanted next, from the reads that were.
 
 A read continues a *run* when it begins within 4 MiB of the furthest byte that the run has reached: the kernel's
-requests arrive out of order. Each read that takes a run further doubles how far ahead it looks, from two spans to 12 MB;
-a read that continues no run begins one, with nothing ahead. A member has a few runs, since loaders read with several
-threads. State belongs to the member, not to a handle: processes that map one file each show a few of its reads. Any
-thread.
+requests arrive out of order. Each read that takes a run further doubles how far ahead it looks, from two spans to
+12 MB; a read that continues no run begins one, with nothing ahead. A member has a few runs, since loaders read with
+several threads. State belongs to the member, not to a handle: processes that map one file each show a few of its reads.
+Any thread.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ blob and one of each opened member of a compressed layer; they are closed with t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
@@ -50,6 +51,22 @@ class NotAFile(UsageError):
         self.index = index
 
 
+class PendingRead(Protocol):
+    """A read under way."""
+
+    def call_when_done(self, callback: Callable[[], None]) -> None:
+        """Run a short callback, which raises nothing, in any thread, when `result` need not wait."""
+        ...
+
+    def result(self) -> bytes | memoryview:
+        """What `MemberReader.read` returns; waits for it.
+
+        Raises:
+            LayerCorrupt, KitfsError, OSError: as there.
+        """
+        ...
+
+
 class MemberReader(Protocol):
     """One file of a layer.
 
@@ -67,6 +84,14 @@ class MemberReader(Protocol):
 
     def read_ready(self, start: int, stop: int) -> bytes | memoryview | None:
         """The bytes ``[start, stop)`` when they can be had at once, verified, else None.
+
+        Raises:
+            ValueError: when the range is not within the file.
+        """
+        ...
+
+    def begin_read(self, start: int, stop: int) -> PendingRead | None:
+        """Begin a read without waiting; None where only `read` can do it.
 
         Raises:
             ValueError: when the range is not within the file.

@@ -13,15 +13,16 @@ from collections import deque
 
 from kitfs.digest import Checksummer
 from kitfs.layer.block_inflater import WINDOW_SIZE, Checkpoint
-from kitfs.layer.checkpoints import Entry, encode_checkpoints, published_range
+from kitfs.layer.checkpoints import (
+    PUBLISHED_SIZE_MAX,
+    SPAN_SIZE_MAX,
+    Entry,
+    encode_checkpoints,
+    published_range,
+)
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.span_decode import SpanBroken
 from kitfs.layer.sparse_window import WindowPacker
-
-SPAN_SIZE_MAX = 16 << 20
-"""Decoded bytes of a span: 16384 symbols, a block of zlib's, are 4 MiB of zeros, and twice that in GNU gzip."""
-
-_PUBLISHED_SIZE_MAX = 24 << 20
 
 
 class SpanBuilder:
@@ -50,7 +51,7 @@ class SpanBuilder:
             return
         self._published.append((self._published_size, data))
         self._published_size += len(data)
-        if self._published_size - self._published[0][0] > _PUBLISHED_SIZE_MAX:
+        if self._published_size - self._published[0][0] > PUBLISHED_SIZE_MAX:
             self._give_up()
 
     def begin_span(self, checkpoint: Checkpoint) -> None:

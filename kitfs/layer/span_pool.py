@@ -180,6 +180,17 @@ class SpanPool:
                 self._forget(task)
             self._ended.wait_for(lambda: all(task.source is not source for task in self._tasks.values()))
 
+    def forget(self, source: SpanSource) -> None:
+        """Drop what is cached of a source."""
+        with self._lock:
+            for key in [key for key in self._cache if key[0] == source.key]:
+                self._cached_size -= len(self._cache.pop(key))
+
+    def pending(self, source: SpanSource) -> int:
+        """How many spans of a source are wanted or being decoded."""
+        with self._lock:
+            return sum(task.source is source for task in self._tasks.values())
+
     def close(self, timeout_s: float = _EXIT_TIMEOUT_S) -> None:
         """End the threads after the span at hand."""
         with self._lock:
