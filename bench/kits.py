@@ -5,10 +5,15 @@ Everything is made from fixed seeds, so that a kit made twice has the same layer
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import struct
+import subprocess
+import sys
 from pathlib import Path
+
+import numpy
 
 MIB = 1 << 20
 
@@ -59,16 +64,17 @@ model:
 """
 
 
-def encode_safetensors(tensors: dict[str, tuple[list[int], bytes]]) -> bytes:
-    """A safetensors file of float32 tensors (huggingface/safetensors, README, "Format").
+def encode_safetensors(tensors: dict[str, tuple[list[int], bytes]], dtype: str = "F32") -> bytes:
+    """A safetensors file of tensors of one type (huggingface/safetensors, README, "Format").
 
     Args:
         tensors: Name → shape and little-endian data.
+        dtype: Their type.
     """
     header: dict[str, object] = {}
     start = 0
     for name, (shape, data) in tensors.items():
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, start + len(data)]}
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + len(data)]}
         start += len(data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -118,3 +124,61 @@ def make_large(folder: Path, size: int) -> Path:
         for start in range(0, size, 16 * MIB):
             stream.write(source.randbytes(min(16 * MIB, size - start)))
     return path
+
+
+def make_shards(folder: Path, count: int, size: int) -> None:
+    """Write safetensors shards of normally distributed bf16 weights, ``size`` bytes in all, in tensors of 8 MiB.
+
+    The dtype says F16, which numpy can load; the bits are bf16's.
+    """
+    folder.mkdir(parents=True)
+    for number in range(count):
+        source = numpy.random.default_rng(number)
+        tensors = {}
+        for place in range(0, size // count, 8 * MIB):
+            extent = min(8 * MIB, size // count - place) // 2
+            values = source.standard_normal(extent, dtype=numpy.float32) * numpy.float32(0.02)
+            tensors[f"layer.{place}"] = ([extent], (values.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes())
+        encoded = encode_safetensors(tensors, "F16")
+        (folder / f"model-{number}.safetensors").write_bytes(encoded)
+
+
+def write_gzip_layout(layout: Path, folder: Path, reference: str) -> Path:
+    """Write an OCI layout with one ModelKit, whose model is a folder in a tar+gzip layer; returns the layer's blob.
+
+    isal's level 2 packs weights as well as kit's Go does, with as few references far back, and 20 times as fast.
+    Windows of bf16 weights take 0.5 MB a GB by Go, 2.7 by zlib's level 6, which takes matches of three bytes too.
+    """
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    packed = layout / "layer"
+    with (
+        packed.open("wb") as stream,
+        subprocess.Popen(
+            ["tar", "c", "-C", str(folder.parent), "--sort=name", folder.name], stdout=subprocess.PIPE
+        ) as tar,
+    ):
+        subprocess.run([sys.executable, "-m", "isal.igzip", "-2"], stdin=tar.stdout, stdout=stream, check=True)
+    kitfile = {"manifestVersion": "1.0.0", "package": {"name": "weights"}, "model": {"path": folder.name}}
+    digest = hashlib.file_digest(packed.open("rb"), "sha256").hexdigest()
+    layer = packed.rename(blobs / digest)
+
+    def put(data: object, media_type: str) -> dict[str, object]:
+        raw = json.dumps(data).encode()
+        digest = hashlib.sha256(raw).hexdigest()
+        (blobs / digest).write_bytes(raw)
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(raw)}
+
+    manifest = put(
+        {
+            "schemaVersion": 2,
+            "config": put(kitfile, "application/vnd.kitops.modelkit.config.v1+json"),
+            "layers": [{"mediaType": "application/vnd.kitops.modelkit.model.v1.tar+gzip",
+                        "digest": f"sha256:{digest}", "size": layer.stat().st_size}],
+        },
+        "application/vnd.oci.image.manifest.v1+json",
+    )  # fmt: skip
+    manifest["annotations"] = {"org.opencontainers.image.ref.name": reference}
+    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}))
+    return layer

@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     """Make the kit, then read it ``--rounds`` times (default 3) in every way."""
     report = Report("read")
     with make_world() as world:
-        source = make_large(world.folder / "large", arguments.size_mib * MIB)
+        source = make_large(world.folder / "large", (arguments.size_mib or 2048) * MIB)
         world.pack(source.parent, REFERENCE)
         blobs = [path for path in (world.folder / "home" / "blobs").rglob("*") if path.is_file()]
         caches = ["warm", "cold"] if os.geteuid() == 0 else ["warm"]

@@ -112,3 +112,20 @@ class Digester:
 def checksum(data: bytes | bytearray | memoryview) -> bytes:
     """The xxh3-128 of some bytes, 16 bytes, big-endian (xxHash specification 0.2, canonical form)."""
     return xxhash.xxh3_128_digest(data)
+
+
+class Checksummer:
+    """A running checksum."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_128()
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        """Feed bytes."""
+        self._state.update(data)
+
+    def digest(self) -> bytes:
+        """The checksum of all bytes fed so far, as `checksum` gives it."""
+        return self._state.digest()

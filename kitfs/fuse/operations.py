@@ -11,6 +11,7 @@ at hand are answered at once; only what would block goes to a thread (170 µs), 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -23,6 +24,7 @@ import pyfuse3
 import trio
 
 from kitfs.fuse.guard import Counters, ReadShort, guard
+from kitfs.layer.reader import PendingRead
 from kitfs.modelkit.served import Attributes, OpenFile
 from kitfs.modelkit.tree import NodeKind, NodeNotFound
 from kitfs.modelkit.view import View
@@ -146,7 +148,8 @@ class KitOperations(ReadOnlyOperations):
             return b""
         data = file.read_ready(off, stop)
         if data is None:
-            data = await self._in_thread(file.read, off, stop)
+            pending = file.begin_read(off, stop)
+            data = await (self._in_thread(file.read, off, stop) if pending is None else _wait_for(pending))
         if len(data) != stop - off:
             raise ReadShort(fh, off, stop, len(data))
         self.counters.reads += 1
@@ -226,6 +229,21 @@ class KitOperations(ReadOnlyOperations):
         with trio.CancelScope(shield=True):
             result = await trio.to_thread.run_sync(method, *arguments, limiter=self._limiter)
         return result  # noqa: RET504 - a scope may swallow a Cancelled for all that mypy knows
+
+
+async def _wait_for(pending: PendingRead) -> Any:
+    """What a read gives whose bytes another thread makes: no thread is taken for waiting."""
+    done = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def tell() -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(done.set)
+
+    pending.call_when_done(tell)
+    with trio.CancelScope(shield=True):
+        await done.wait()
+    return pending.result()
 
 
 def _entry(attributes: Attributes) -> pyfuse3.EntryAttributes:

@@ -46,6 +46,17 @@ class Descriptor:
             done += len(part)
         return b"".join(parts)
 
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from `offset`; how many bytes there were, fewer only at the end of the file.
+
+        Raises:
+            OSError: when the disk fails.
+        """
+        done = 0
+        while done < len(buffer) and (part := os.preadv(self.fd, [buffer[done:]], offset + done)):
+            done += part
+        return done
+
     def read_cached(self, offset: int, size: int) -> bytearray | None:
         """As `read` when all of it is in the page cache, else None; never waits.
 

@@ -1,31 +1,94 @@
-"""Strict decoding of gzip (RFC 1952): headers, lengths and checksums are looked at here, deflate is isal's.
+"""Strict decoding of gzip (RFC 1952): headers, lengths and checksums are looked at here, deflate is a `Body`'s.
 
 Accepted: any number of members, zero bytes after the last one (tape padding). Refused: an empty or cut stream,
 anything else after a member, reserved flags, a header above its limit, a wrong CRC or ISIZE, bombs. Used through
-`decoders.open_decoder`. isal against zlib-ng and zlib, raw deflate in pieces of 128 KiB, MB of output per CPU-second on
-one machine: bf16 weights 334, 274, 225; JSON lines 600, 300, 240. All give the same bytes; isal has no strictness
-knob, so the CRC is what finds a damaged stream.
+`decoders.open_decoder`, with isal for the deflate data, and by the indexer, with `block_inflater`. isal against zlib-ng
+and zlib, raw deflate in pieces of 128 KiB, MB of output per CPU-second on one machine: bf16 weights 334, 274, 225; JSON
+lines 600, 300, 240. All give the same bytes; isal has no strictness knob, so the CRC is what finds a damaged stream.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from typing import Protocol
 
 from isal import igzip_lib, isal_zlib
 
 from kitfs.layer.decode import OUTPUT_SIZE, DecodeLimits, Meter
 from kitfs.layer.errors import LayerMalformed
+from kitfs.layer.gzip_header import TRAILER_SIZE, HeaderRefused, find_header_end, has_magic
 
 # isal's stubs declare the exception as a value, not as a class.
 _DeflateError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
-_MAGIC = b"\x1f\x8b"
-_FIXED_SIZE = 10
-_TRAILER_SIZE = 8
-_FHCRC, _FEXTRA, _FNAME, _FCOMMENT = 0x02, 0x04, 0x08, 0x10
-_RESERVED = 0xE0
 _SLICE_SIZE_MIN = 4 << 10
-_SLICE_SIZE_MAX = 128 << 10
+
+
+class BodyBroken(ValueError):
+    """Deflate data that breaks its format; its text says how."""
+
+
+class Body(Protocol):
+    """Decodes the deflate data of one member after another.
+
+    Attributes:
+        slice_size_max: Published bytes to be given at once.
+        is_ended: Whether the member's data is at its end.
+        unused_size: Bytes of the last input behind that end.
+    """
+
+    slice_size_max: int
+    is_ended: bool
+    unused_size: int
+
+    def begin(self, offset: int) -> None:
+        """Say that a member's deflate data begins at a byte of the published stream."""
+        ...
+
+    def inflate(self, data: memoryview) -> Iterator[bytes | memoryview]:
+        """Decode the next bytes; the iterator must be run to its end.
+
+        Raises:
+            BodyBroken: while iterating, when the data is not deflate's.
+        """
+        ...
+
+
+class IsalBody:
+    """Deflate data by isal, the fastest; see `Body`."""
+
+    slice_size_max = 128 << 10
+
+    def __init__(self) -> None:
+        self.is_ended = False
+        self.unused_size = 0
+
+    def begin(self, offset: int) -> None:
+        """Say that a member's deflate data begins."""
+        self._inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
+        self.is_ended = False
+
+    def inflate(self, data: memoryview) -> Iterator[bytes]:
+        """Decode the next bytes; the iterator must be run to its end.
+
+        Raises:
+            BodyBroken: while iterating, when the data is not deflate's.
+        """
+        inflater = self._inflater
+        while True:
+            try:
+                piece = inflater.decompress(data, OUTPUT_SIZE)
+            except _DeflateError as error:
+                raise BodyBroken(str(error)) from error
+            if piece:
+                yield piece
+            if inflater.eof:
+                self.unused_size = len(inflater.unused_data)
+                self.is_ended = True
+                return
+            if inflater.needs_input:
+                return
+            data = memoryview(b"")
 
 
 class _State(enum.Enum):
@@ -38,17 +101,29 @@ class _State(enum.Enum):
 class GzipDecoder:
     """Decodes one gzip stream; see `decode.Decoder`."""
 
-    def __init__(self, limits: DecodeLimits) -> None:
+    def __init__(self, limits: DecodeLimits, body: Body | None = None) -> None:
+        """Begin a stream.
+
+        Args:
+            limits: What it may cost.
+            body: What decodes the deflate data, or None for isal.
+        """
+        self._body = body or IsalBody()
         self._limits = limits
         self._meter = Meter(limits)
         self._state = _State.HEADER
         self._buffer = bytearray()  # a header or trailer in part
-        self._inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
+        self._padding_size = 0
         self._slice_size = _SLICE_SIZE_MIN
         self._crc = 0
         self._member_size = 0
 
-    def feed(self, data: memoryview) -> Iterator[bytes]:
+    @property
+    def stream_stop(self) -> int:
+        """Byte of the published stream behind its last member so far, where zero padding may begin."""
+        return self._meter.read_size - self._padding_size
+
+    def feed(self, data: memoryview) -> Iterator[bytes | memoryview]:
         """Decode the next published bytes; the iterator must be run to its end.
 
         Raises:
@@ -93,66 +168,44 @@ class GzipDecoder:
         self._buffer.clear()
         self._meter.add_part()
         self._meter.read_size += size - before
-        self._inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
+        self._body.begin(self._meter.read_size)
         self._slice_size = _SLICE_SIZE_MIN
         self._crc = self._member_size = 0
         self._state = _State.BODY
 
     def _find_header_end(self) -> int | None:
         """Bytes of the header in the buffer, or None when more are needed."""
-        head = self._buffer
-        if not _MAGIC.startswith(head[:2]):
+        if not has_magic(self._buffer):
             what = "garbage after the end of the gzip stream" if self._meter.parts else "not a gzip stream"
             raise self._meter.refuse(what)
-        if len(head) < _FIXED_SIZE:
-            return None
-        flags = head[3]
-        if head[2] != 8 or flags & _RESERVED:
-            raise self._meter.refuse(f"gzip header with method {head[2]} and flags 0x{flags:02x}")
-        end = _FIXED_SIZE
-        if flags & _FEXTRA:
-            end += 2 + int.from_bytes(head[end : end + 2], "little")
-        for flag in (_FNAME, _FCOMMENT):
-            if flags & flag:
-                end = head.find(0, end) + 1 if end < len(head) else 0
-                if end == 0:
-                    return None
-        if flags & _FHCRC:
-            end += 2
-            if end > len(head):
-                return None
-            if int.from_bytes(head[end - 2 : end], "little") != isal_zlib.crc32(head[: end - 2]) & 0xFFFF:
-                raise self._meter.refuse("gzip header with a wrong checksum")
-        return end if end <= len(head) else None
+        try:
+            return find_header_end(self._buffer)
+        except HeaderRefused as error:
+            raise self._meter.refuse(str(error)) from error
 
-    def _inflate(self, data: memoryview) -> Iterator[bytes]:
-        inflater = self._inflater
+    def _inflate(self, data: memoryview) -> Iterator[bytes | memoryview]:
+        body = self._body
         self._meter.read_size += len(data)
-        while True:
-            try:
-                piece = inflater.decompress(data, OUTPUT_SIZE)
-            except _DeflateError as error:
-                raise self._meter.refuse(f"broken deflate data: {error}") from error
-            if piece:
+        try:
+            for piece in body.inflate(data):
                 self._crc = isal_zlib.crc32(piece, self._crc)
                 self._member_size += len(piece)
                 self._meter.add_decoded(len(piece))
                 yield piece
-            if inflater.eof:
-                self._meter.read_size -= len(inflater.unused_data)
-                self._state = _State.TRAILER
-                return
-            if inflater.needs_input:
-                # A member that ends in a slice has its rest copied: short slices keep that below its own size.
-                self._slice_size = min(2 * self._slice_size, _SLICE_SIZE_MAX)
-                return
-            data = memoryview(b"")
+        except BodyBroken as error:
+            raise self._meter.refuse(f"broken deflate data: {error}") from error
+        if body.is_ended:
+            self._meter.read_size -= body.unused_size
+            self._state = _State.TRAILER
+        else:
+            # A member that ends in a slice has its rest copied: short slices keep that below its own size.
+            self._slice_size = min(2 * self._slice_size, body.slice_size_max)
 
     def _take_trailer(self, data: memoryview) -> None:
-        used = min(_TRAILER_SIZE - len(self._buffer), len(data))
+        used = min(TRAILER_SIZE - len(self._buffer), len(data))
         self._buffer += data[:used]
         self._meter.read_size += used
-        if len(self._buffer) < _TRAILER_SIZE:
+        if len(self._buffer) < TRAILER_SIZE:
             return
         crc = int.from_bytes(self._buffer[:4], "little")
         size = int.from_bytes(self._buffer[4:], "little")
@@ -167,3 +220,4 @@ class GzipDecoder:
             self._meter.read_size += len(zeros) - len(zeros.lstrip(b"\0"))
             raise LayerMalformed(None, self._meter.read_size, "garbage after the end of the gzip stream")
         self._meter.read_size += len(zeros)
+        self._padding_size += len(zeros)

@@ -2,13 +2,13 @@
 
 Import, pull and pack feed a `LayerIndexer` the published bytes beside the store's ingest and record the result with
 it, so a layer is never there without its index. In the pass: decode, read the tar's headers, SHA-256 of the blob, of
-the decoded stream and of every member, checksums of the spans of what is not compressed.
+the decoded stream and of every member, checksums of the spans; of gzip also checkpoints (`span_builder`).
 
-Two stages: the caller's thread decodes (or hashes the blob of a plain layer); one thread more hashes the rest and
-reads headers, at most four pieces behind. Both spend their time in C without the interpreter lock: plain tar
-1430 MB/s on two cores (755 per CPU-second), gzip of bf16 weights 316 MB/s of output, zstd 410 to 600. A layer below
-512 KiB is done in the caller's thread alone. An indexer that is dropped half way leaves nothing: its thread ends with
-it. One thread may use an indexer; a piece may be changed by its owner once `feed` has returned.
+Three stages, each at most four pieces behind: the caller's thread hashes the blob of a plain layer, and whoever calls
+does that of others; one thread decodes what is compressed; one hashes the rest, reads headers and packs windows. All
+spend their time in C without the interpreter lock: plain tar 1430 MB/s on two cores (755 per CPU-second), zstd 410 to
+600. A layer below 512 KiB is done in the caller's thread alone. An indexer that is dropped half way leaves nothing: its
+threads end with it. One thread may use an indexer; a piece may be changed by its owner once `feed` has returned.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from dataclasses import dataclass
 
 from kitfs.archive.tar_toc import MemberKind, Piece, TarMalformed, TocReader
 from kitfs.digest import Digest, Digester
-from kitfs.layer.decode import DecodeLimits
+from kitfs.layer.block_inflater import SPACING, BlockInflater, Checkpoint
+from kitfs.layer.builders import find_library
+from kitfs.layer.decode import DecodeLimits, Decoder
 from kitfs.layer.decoders import open_decoder
 from kitfs.layer.errors import LayerMalformed
-from kitfs.layer.pipeline import Pipeline
+from kitfs.layer.gzip_stream import GzipDecoder
+from kitfs.layer.pipeline import Pipeline, Step
+from kitfs.layer.span_builder import SpanBuilder
 from kitfs.layer.spans import SpanWriter
 from kitfs.oci.mediatype import Compression, LayerFormat
 from kitfs.store.records import KIND_FILE, LayerRecord, TocMember
@@ -43,7 +47,8 @@ class LayerIndex:
         diff_id: Digest of the decoded bytes.
         size_decoded: Decoded bytes.
         toc: Its members in the archive's order; the one member of a raw layer has an empty path.
-        span_checksums: `spans`; empty for a compressed layer.
+        span_checksums: `spans` of a plain layer, `checkpoints` of a gzip one; else empty.
+        checkpoints: `checkpoints`, as values to store; empty for a layer that has none.
         record: The same facts, as the store's record.
     """
 
@@ -53,6 +58,7 @@ class LayerIndex:
     size_decoded: int
     toc: list[TocMember]
     span_checksums: bytes
+    checkpoints: list[bytes]
     record: LayerRecord
 
 
@@ -66,6 +72,7 @@ class LayerIndexer:
         *,
         limits: DecodeLimits | None = None,
         hashes_blob: bool = True,
+        spacing: int = SPACING,
     ) -> None:
         """Begin.
 
@@ -75,14 +82,17 @@ class LayerIndexer:
             limits: What decoding may cost, or None for the usual.
             hashes_blob: False when the caller hashes the same bytes anyway (an ingest does) and gives `finish` the
                 digest: a third of the work of a plain layer.
+            spacing: Decoded bytes from one checkpoint to where the next is due.
         """
         self._format = layer_format
         self._compression = compression
-        self._decoder = open_decoder(compression, limits)
         self._blob = Digester() if hashes_blob else None
         self._size = 0
         self._stage = _HashStage(layer_format, compression)
-        self._pipeline: Pipeline | None = None
+        self._decoder = self._open_decoder(limits or DecodeLimits(), spacing)
+        self._decoding: Pipeline | None = None
+        self._hashing: Pipeline | None = None
+        self._spans: tuple[bytes, list[bytes]] = b"", []
         self._failed: LayerMalformed | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
@@ -98,6 +108,13 @@ class LayerIndexer:
             if not isinstance(data, bytes):
                 piece = memoryview(bytes(piece))  # the other thread reads it after this call
             self._guard(functools.partial(self._take, piece))
+
+    def _open_decoder(self, limits: DecodeLimits, spacing: int) -> Decoder:
+        library = find_library() if self._compression is Compression.GZIP else None
+        if library is None:
+            return open_decoder(self._compression, limits)
+        self._stage.builder = SpanBuilder()
+        return GzipDecoder(limits, BlockInflater(library, self._begin_span, spacing))
 
     def finish(self, digest: Digest | None = None) -> LayerIndex:
         """Say that there are no more bytes.
@@ -127,7 +144,7 @@ class LayerIndexer:
             size_decoded=stage.size,
             size_members=sum(member.size for member in toc),
         )
-        return LayerIndex(digest, self._size, diff_id, stage.size, toc, bytes(stage.spans.checksums), record)
+        return LayerIndex(digest, self._size, diff_id, stage.size, toc, *self._spans, record)
 
     def _guard(self, action: Callable[[], None]) -> None:
         """Run a step; a failure is final and has one form."""
@@ -140,43 +157,67 @@ class LayerIndexer:
             if error.member is not None:
                 what += f" (member {error.member[:200]!r})"
             self._failed = LayerMalformed(None, error.offset, what)
-            self._end_thread()
+            self._end_threads()
             raise self._failed from error
         except LayerMalformed as error:
             self._failed = error
-            self._end_thread()
+            self._end_threads()
             raise
 
-    def _end_thread(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.close()
-            self._pipeline = None
+    def _end_threads(self) -> None:
+        for pipeline in (self._decoding, self._hashing):
+            if pipeline is not None:
+                pipeline.close()
+        self._decoding = self._hashing = None
 
     def _take(self, piece: memoryview) -> None:
         self._size += len(piece)
-        is_plain = self._compression is Compression.NONE
-        if self._blob is not None and not is_plain:
+        if self._compression is Compression.NONE:
+            self._submit(self._stage.take, piece)
+            if self._blob is not None:
+                self._blob.update(piece)
+            return
+        if self._decoding is None and self._size > _INLINE_SIZE:
+            self._decoding = Pipeline("kitfs-decode")
+        if self._decoding is None:
+            self._decode(piece)
+        else:
+            self._decoding.submit(self._decode, piece)
+
+    def _decode(self, piece: memoryview) -> None:
+        if self._blob is not None:
             self._submit(self._blob.update, piece)
+        if self._stage.builder is not None:
+            self._submit(self._stage.builder.take_published, piece)
         for decoded in self._decoder.feed(piece):
             self._submit(self._stage.take, memoryview(decoded))
-        if self._blob is not None and is_plain:
-            self._blob.update(piece)
 
-    def _submit(self, step: Callable[[memoryview], None], data: memoryview) -> None:
+    def _begin_span(self, checkpoint: Checkpoint) -> None:
+        """Called by the decoder while it is run."""
+        builder = self._stage.builder
+        assert builder is not None
+        self._submit(lambda _: builder.begin_span(checkpoint), memoryview(b""))
+
+    def _submit(self, step: Step, data: memoryview) -> None:
         """Run a hashing step behind all earlier ones, on the other thread once the layer is large enough."""
-        if self._pipeline is None:
+        if self._hashing is None:
             if self._stage.size + len(data) <= _INLINE_SIZE:
                 step(data)
                 return
-            self._pipeline = Pipeline("kitfs-hash")
-        self._pipeline.submit(step, data)
+            self._hashing = Pipeline("kitfs-hash")
+        self._hashing.submit(step, data)
 
     def _end(self) -> None:
+        if self._decoding is not None:
+            self._decoding.drain()
         self._decoder.close()
-        if self._pipeline is not None:
-            self._pipeline.drain()
-            self._end_thread()
+        if self._hashing is not None:
+            self._hashing.drain()
+        self._end_threads()
         self._stage.close()
+        self._spans = bytes(self._stage.spans.checksums), []
+        if self._stage.builder is not None and isinstance(self._decoder, GzipDecoder):
+            self._spans = self._stage.builder.finish(self._decoder.stream_stop)
 
 
 class _HashStage:
@@ -187,6 +228,7 @@ class _HashStage:
         decoded: Their digest, kept for compressed layers only.
         toc: Members that are whole.
         spans: Checksums, kept for plain layers only.
+        builder: What collects checkpoints, for gzip layers where there is something to find them with.
     """
 
     def __init__(self, layer_format: LayerFormat, compression: Compression) -> None:
@@ -194,6 +236,7 @@ class _HashStage:
         self.decoded = Digester()
         self.toc: list[TocMember] = []
         self.spans = SpanWriter()
+        self.builder: SpanBuilder | None = None
         self._is_plain = compression is Compression.NONE
         self._reader = TocReader() if layer_format is LayerFormat.TAR else None
         self._member = Digester()
@@ -207,6 +250,8 @@ class _HashStage:
         self.size += len(data)
         if not self._is_plain:
             self.decoded.update(data)
+        if self.builder is not None:
+            self.builder.take(data)
         if self._reader is not None:
             for piece in self._reader.feed(data):
                 self._take_piece(piece)

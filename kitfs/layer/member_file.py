@@ -59,6 +59,9 @@ class MemberFileReader:
         data = None if descriptor is None else descriptor.read_cached(start, stop - start)
         return None if data is None else memoryview(data).toreadonly()
 
+    def begin_read(self, start: int, stop: int) -> None:
+        """Nothing: `read` has to wait for the disk."""
+
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes ``[start, stop)``; the first read may wait for the layer to be decoded up to this member.
 

@@ -3,7 +3,10 @@
 A `LayerReader` opens members of one layer; where the bytes come from depends on the layer::
 
     none          ranges of the blob, cut at spans; each span's checksum is compared before a byte leaves
-    gzip, zstd    the member's own file in the store, made by decoding the whole layer once (`materialise`); trusted by
+    gzip          spans decoded from checkpoints (`lazy_layer`), compared likewise; the member's own file where the
+                  store has one
+    zstd, and gzip without checkpoints
+                  the member's own file in the store, made by decoding the whole layer once (`materialise`); trusted by
                   its stamp when it is opened, else hashed once, then stamped anew or made anew
 
 `read_ready` never waits for a disk, a lock or another thread, and says None instead; `read` may. Both give exactly
@@ -13,12 +16,14 @@ blob and one of each opened member of a compressed layer; they are closed with t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from kitfs.digest import CHECKSUM_SIZE, Digest
 from kitfs.errors import UsageError
 from kitfs.layer.errors import LayerCorrupt
+from kitfs.layer.lazy_layer import LazyLayer, LazyMember
 from kitfs.layer.materialise import Materialiser
 from kitfs.layer.member_file import MemberFileReader
 from kitfs.layer.span_reader import BlobSource, SpanReader
@@ -46,6 +51,22 @@ class NotAFile(UsageError):
         self.index = index
 
 
+class PendingRead(Protocol):
+    """A read under way."""
+
+    def call_when_done(self, callback: Callable[[], None]) -> None:
+        """Run a short callback, which raises nothing, in any thread, when `result` need not wait."""
+        ...
+
+    def result(self) -> bytes | memoryview:
+        """What `MemberReader.read` returns; waits for it.
+
+        Raises:
+            LayerCorrupt, KitfsError, OSError: as there.
+        """
+        ...
+
+
 class MemberReader(Protocol):
     """One file of a layer.
 
@@ -63,6 +84,14 @@ class MemberReader(Protocol):
 
     def read_ready(self, start: int, stop: int) -> bytes | memoryview | None:
         """The bytes ``[start, stop)`` when they can be had at once, verified, else None.
+
+        Raises:
+            ValueError: when the range is not within the file.
+        """
+        ...
+
+    def begin_read(self, start: int, stop: int) -> PendingRead | None:
+        """Begin a read without waiting; None where only `read` can do it.
 
         Raises:
             ValueError: when the range is not within the file.
@@ -94,7 +123,7 @@ class LayerReader:
 
         Raises:
             LayerNotIndexed: when it has none.
-            LayerCorrupt: when its checksums are not those of its table of contents.
+            LayerCorrupt: when its checksums or checkpoints are not those of its table of contents.
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
         record = store.find_layer(layer)
@@ -106,8 +135,11 @@ class LayerReader:
         self._store = store
         self._materialiser: Materialiser | None = None
         self._source: BlobSource | None = None
+        self._lazy: LazyLayer | None = None
         if record.compression != Compression.NONE:
             self._materialiser = Materialiser(store, layer, record, self.toc)
+            if record.checkpoint_values:
+                self._lazy = LazyLayer(store, layer, record)
             return
         self._first_spans = first_spans(self.toc)
         self._checksums = store.span_checksums(layer)
@@ -136,13 +168,18 @@ class LayerReader:
             is_whole_blob = self.record.format == "raw"
             return SpanReader(self._source, member, index, checksums, is_whole_blob=is_whole_blob)
         assert self._materialiser is not None
-        return MemberFileReader(self._store, self._materialiser, self.layer, member, index)
+        file = MemberFileReader(self._store, self._materialiser, self.layer, member, index)
+        if self._lazy is None or file.state == "native":
+            return file
+        return LazyMember(self._lazy, member, index)
 
     def close(self) -> None:
         """Stop decoding, unless another reader of the layer waits for it; open members can still be read.
 
         A member of a compressed layer that is not stored yet can not be read any more.
         """
+        if self._lazy is not None:
+            self._lazy.close()
         if self._materialiser is not None:
             self._materialiser.close()
 

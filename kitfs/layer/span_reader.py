@@ -109,6 +109,9 @@ class SpanReader:
             return None  # `read` looks again and says what is wrong
         return view[start - base : stop - base]
 
+    def begin_read(self, start: int, stop: int) -> None:
+        """Nothing: `read` has to wait for the disk."""
+
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes ``[start, stop)``, verified.
 

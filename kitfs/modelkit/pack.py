@@ -278,7 +278,7 @@ def _annotations(kitfile: Kitfile, created_s: float) -> dict[str, str]:
 
 def _add_layer(change: Change, index: LayerIndex, media_type: str) -> None:
     change.add_blob(index.digest, index.size, media_type=media_type)
-    change.add_layer(index.digest, index.record, index.toc, index.span_checksums)
+    change.add_layer(index.digest, index.record, index.toc, index.span_checksums, index.checkpoints)
 
 
 def _put_small(packing: _Packing, raw: bytes, media_type: str) -> Digest:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from kitfs.errors import KitfsError
-from kitfs.layer.reader import LayerReader
+from kitfs.layer.reader import LayerReader, PendingRead
 from kitfs.modelkit.tree import InlineContent, MemberContent, Modes, Node, NodeKind, Tree, shown_mode
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class OpenFile(Protocol):
     def read_ready(self, start: int, stop: int) -> bytes | memoryview | None:
         """The bytes ``[start, stop)`` when they are at hand, verified; None when that would block."""
 
+    def begin_read(self, start: int, stop: int) -> PendingRead | None:
+        """Begin what ``read`` does, without blocking; None for a file that can only be read by ``read``."""
+
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes ``[start, stop)``, verified; may block."""
 
@@ -95,6 +98,9 @@ class InlineFile:
     def read_ready(self, start: int, stop: int) -> bytes:
         """The bytes ``[start, stop)``."""
         return self.data[start:stop]
+
+    def begin_read(self, start: int, stop: int) -> None:
+        """Nothing: ``read_ready`` has all."""
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes ``[start, stop)``."""

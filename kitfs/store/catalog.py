@@ -91,14 +91,26 @@ def delete_manifest(txn: Txn, digest: Digest) -> None:
         toggle_count(txn, schema.COUNT_MANIFESTS, digest.raw, -1)
 
 
-def put_layer(txn: Txn, digest: Digest, record: LayerRecord, toc: Sequence[TocMember], span_checksums: bytes) -> None:
-    """Record a layer with its table of contents, in place of what was recorded.
+def put_layer(
+    txn: Txn,
+    digest: Digest,
+    record: LayerRecord,
+    toc: Sequence[TocMember],
+    span_checksums: bytes,
+    checkpoints: Sequence[bytes] = (),
+) -> None:
+    """Record a layer with its table of contents and how it is read, in place of what was recorded.
 
     Raises:
         LimitExceeded: when it has more batches than a sequence number counts.
     """
     delete_layer(txn, digest)
-    record = msgspec.structs.replace(record, member_count=len(toc), span_checksums_size=len(span_checksums))
+    record = msgspec.structs.replace(
+        record,
+        member_count=len(toc),
+        span_checksums_size=len(span_checksums),
+        checkpoint_values=len(checkpoints),
+    )
     txn.put(schema.LAYERS, digest.raw, record)
     batches = -(-len(toc) // schema.TOC_BATCH)
     if batches > schema.SEQUENCE_MAX:
@@ -107,13 +119,14 @@ def put_layer(txn: Txn, digest: Digest, record: LayerRecord, toc: Sequence[TocMe
         start = sequence * schema.TOC_BATCH
         key = schema.encode_sequence_key(digest, sequence)
         txn.put(schema.TOCS, key, list(toc[start : start + schema.TOC_BATCH]))
-    for sequence, start in enumerate(range(0, len(span_checksums), schema.CHECKPOINT_BATCH_SIZE)):
-        key = schema.encode_sequence_key(digest, sequence)
-        txn.put(schema.CHECKPOINTS, key, span_checksums[start : start + schema.CHECKPOINT_BATCH_SIZE])
+    starts = range(0, len(span_checksums), schema.CHECKPOINT_BATCH_SIZE)
+    values = [span_checksums[start : start + schema.CHECKPOINT_BATCH_SIZE] for start in starts]
+    for sequence, value in enumerate((*values, *checkpoints)):
+        txn.put(schema.CHECKPOINTS, schema.encode_sequence_key(digest, sequence), value)
 
 
 def delete_layer(txn: Txn, digest: Digest) -> None:
-    """Forget a layer, its table of contents and its checksums; its blob is another matter."""
+    """Forget a layer, its table of contents, checksums and checkpoints; its blob is another matter."""
     txn.delete(schema.LAYERS, digest.raw)
     for table in (schema.TOCS, schema.CHECKPOINTS):
         for key in [key for key, _ in txn.iter_raw(table, digest.raw + b"\0")]:
@@ -151,8 +164,47 @@ def get_span_checksums(txn: Txn, digest: Digest) -> bytes:
     layer = find_layer(txn, digest)
     if layer is None:
         raise LayerNotIndexed(digest)
-    joined = b"".join(batch for _, batch in txn.iter(schema.CHECKPOINTS, bytes, digest.raw + b"\0"))
+    joined = b"".join(
+        txn.find(schema.CHECKPOINTS, schema.encode_sequence_key(digest, sequence), bytes) or b""
+        for sequence in range(_batches(layer))
+    )
     if len(joined) != layer.span_checksums_size:
         reason = f"{len(joined)} bytes of {layer.span_checksums_size} are there"
         raise RecordCorrupt(schema.CHECKPOINTS, digest.raw, reason)
     return joined
+
+
+def get_checkpoint_value(txn: Txn, digest: Digest, number: int) -> bytes:
+    """One of the values of a layer's checkpoints.
+
+    Raises:
+        LayerNotIndexed: when the layer has no record.
+        RecordCorrupt: when the value does not verify or is not there.
+    """
+    layer = find_layer(txn, digest)
+    if layer is None:
+        raise LayerNotIndexed(digest)
+    key = schema.encode_sequence_key(digest, _batches(layer) + number)
+    value = txn.find(schema.CHECKPOINTS, key, bytes) if 0 <= number < layer.checkpoint_values else None
+    if value is None:
+        raise RecordCorrupt(schema.CHECKPOINTS, key, f"value {number} of {layer.checkpoint_values} is not there")
+    return value
+
+
+def check_layer(txn: Txn, digest: Digest) -> None:
+    """See that everything recorded of a layer is there and verifies.
+
+    Raises:
+        LayerNotIndexed: when the layer has no record.
+        RecordCorrupt: when a part does not verify or is not there.
+    """
+    get_toc(txn, digest)
+    get_span_checksums(txn, digest)
+    layer = find_layer(txn, digest)
+    for number in range(layer.checkpoint_values if layer else 0):
+        get_checkpoint_value(txn, digest, number)
+
+
+def _batches(layer: LayerRecord) -> int:
+    """Values of its span checksums, which come before those of its checkpoints."""
+    return -(-layer.span_checksums_size // schema.CHECKPOINT_BATCH_SIZE)

@@ -62,6 +62,7 @@ class _Layer:
     record: LayerRecord
     toc: Sequence[TocMember]
     span_checksums: bytes
+    checkpoints: Sequence[bytes]
 
 
 @dataclass(slots=True)
@@ -111,9 +112,25 @@ class Change:
         self._lease.hold(digest)
         self._pending.blobs[digest] = _Blob(size, media_type, origin, form)
 
-    def add_layer(self, digest: Digest, record: LayerRecord, toc: Sequence[TocMember], span_checksums: bytes) -> None:
-        """Record what the indexing pass over a layer found; its blob is added too, or recorded already."""
-        self._pending.layers[digest] = _Layer(record, toc, span_checksums)
+    def add_layer(
+        self,
+        digest: Digest,
+        record: LayerRecord,
+        toc: Sequence[TocMember],
+        span_checksums: bytes,
+        checkpoints: Sequence[bytes] = (),
+    ) -> None:
+        """Record what the indexing pass over a layer found; its blob is added too, or recorded already.
+
+        Args:
+            digest: The layer's blob.
+            record: What it is.
+            toc: Its members, in tar order.
+            span_checksums: Checksums of its spans, 16 bytes each.
+            checkpoints: Values of about 256 KiB at most that say where a compressed layer can be entered; the store
+                does not look into them.
+        """
+        self._pending.layers[digest] = _Layer(record, toc, span_checksums, checkpoints)
 
     def add_manifest(self, digest: Digest, record: ManifestRecord) -> None:
         """Record that a blob is a manifest; config and layers are added too, or recorded already."""
@@ -306,7 +323,7 @@ def _put_layers(txn: Txn, pending: _Pending) -> None:
     for digest, layer in pending.layers.items():
         if not txn.contains(schema.BLOBS, digest.raw):
             raise BlobNotFound(digest)
-        catalog.put_layer(txn, digest, layer.record, layer.toc, layer.span_checksums)
+        catalog.put_layer(txn, digest, layer.record, layer.toc, layer.span_checksums, layer.checkpoints)
 
 
 def _put_manifests(txn: Txn, pending: _Pending) -> None:

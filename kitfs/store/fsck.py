@@ -210,11 +210,10 @@ def find_layers_without_blob(view: View) -> Iterator[Finding]:
 
 
 def find_incomplete_layers(view: View) -> Iterator[Finding]:
-    """Layers with a batch of members or checksums missing."""
+    """Layers with a batch of members, checksums or checkpoints missing."""
     for digest in view.layers:
         try:
-            catalog.get_toc(view.txn, digest)
-            catalog.get_span_checksums(view.txn, digest)
+            catalog.check_layer(view.txn, digest)
         except RecordCorrupt as error:
             yield Finding("incomplete-layer", str(digest), error.reason, Weight.LOST)
 

@@ -168,6 +168,16 @@ class StoreReads:
         with self.index.read() as txn:
             return catalog.get_span_checksums(txn, digest)
 
+    def get_checkpoint_value(self, digest: Digest, number: int) -> bytes:
+        """One of the ``checkpoint_values`` of a layer's checkpoints, counted from 0.
+
+        Raises:
+            LayerNotIndexed: when the layer has no record.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell, or has no such value.
+        """
+        with self.index.read() as txn:
+            return catalog.get_checkpoint_value(txn, digest, number)
+
     def find_tag(self, repository: str, tag: str) -> TagRecord | None:
         """What a tag points at, or None.
 

@@ -105,6 +105,7 @@ class LayerRecord(msgspec.Struct, frozen=True, array_like=True):
         size_members: Bytes of all its files.
         state: ``indexed``.
         span_checksums_size: Bytes of its span checksums; filled in by the change that records it.
+        checkpoint_values: Values of its checkpoints, 0 when it has none; filled in likewise.
     """
 
     diff_id: Digest
@@ -115,6 +116,7 @@ class LayerRecord(msgspec.Struct, frozen=True, array_like=True):
     size_members: int
     state: str = "indexed"
     span_checksums_size: int = 0
+    checkpoint_values: int = 0
 
 
 class TocMember(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -10,8 +10,10 @@ decodes keys, opens nothing. ::
     ├── t tags          <text key of repository NUL tag>  → TagRecord        repeats repository and tag
     ├── l layers        <digest 32>                       → LayerRecord      that blob, understood as a layer
     ├── o tocs          <digest 32> 00 <sequence u32be>   → list[TocMember]  <= TOC_BATCH members, in tar order
-    ├── s checkpoints   <digest 32> 00 <sequence u32be>   → bytes            <= CHECKPOINT_BATCH_SIZE of the layer's
-    │                                                                        span checksums, 16 bytes each
+    ├── s checkpoints   <digest 32> 00 <sequence u32be>   → bytes            first <= CHECKPOINT_BATCH_SIZE each of the
+    │                                                                        layer's span checksums, 16 bytes each;
+    │                                                                        then the values of its checkpoints, as
+    │                                                                        ``kitfs/layer/checkpoints.py`` has them
     ├── f members       <digest 32>                       → MemberRecord     a file under members/ that is whole
     ├── i inode_bases   <text key of a tree's key>        → InodeRange       repeats its key; never deleted
     └── c counts        "tags"                            → CountRecord      number and XOR of element checksums
@@ -38,7 +40,7 @@ Invariants, each checked by a function of ``fsck.py``:
 * ``manifests`` ⊆ ``blobs``; a manifest's config and every layer are in ``blobs``;
 * a tag's manifest is in ``manifests``;
 * ``layers`` ⊆ ``blobs``; sequences of ``tocs`` start at 0 without a gap and add up to ``member_count``, those of
-  ``checkpoints`` to ``span_checksums_size``;
+  ``checkpoints`` to ``span_checksums_size`` and then ``checkpoint_values`` more;
 * ``counts["tags"]``, the table and the replay of ``tags.log`` name the same (tag, manifest) pairs, and
   ``counts["manifests"]`` the keys of ``manifests``: a flipped bit can make a key vanish without an error, so GC
   sweeps nothing unless they do;

@@ -91,8 +91,7 @@ def hold_verified(index: Index, lease: Lease, digest: Digest) -> None:
     with index.read() as txn:
         record = catalog.find_blob(txn, digest)
         if catalog.find_layer(txn, digest) is not None:
-            catalog.get_toc(txn, digest)
-            catalog.get_span_checksums(txn, digest)
+            catalog.check_layer(txn, digest)
     try:
         status = os.lstat(path)
     except OSError:

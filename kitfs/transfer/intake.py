@@ -237,7 +237,7 @@ class Intake:
 
     def _add_layer(self, digest: Digest, index: LayerIndex | None) -> None:
         if index is not None:
-            self._change.add_layer(digest, index.record, index.toc, index.span_checksums)
+            self._change.add_layer(digest, index.record, index.toc, index.span_checksums, index.checkpoints)
 
     def _record(self, descriptor: Descriptor) -> None:
         self._change.add_blob(descriptor.digest, descriptor.size, media_type=descriptor.media_type, origin=self._origin)

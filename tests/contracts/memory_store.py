@@ -121,7 +121,7 @@ class MemoryChange:
         self._store = store
         self._lease = lease
         self._blobs: dict[Digest, BlobRecord] = {}
-        self._layers: dict[Digest, tuple[LayerRecord, list[TocMember], bytes]] = {}
+        self._layers: dict[Digest, tuple[LayerRecord, list[TocMember], bytes, list[bytes]]] = {}
         self._manifests: dict[Digest, ManifestRecord] = {}
         self._members: dict[Digest, MemberRecord] = {}
         self._set: list[tuple[str, str, TagRecord]] = []
@@ -132,9 +132,21 @@ class MemoryChange:
         self._lease.hold(digest)
         self._blobs[digest] = BlobRecord(size, form or "whole", [media_type] if media_type else [], origin, 0, 0)
 
-    def add_layer(self, digest: Digest, record: LayerRecord, toc: Sequence[TocMember], span_checksums: bytes) -> None:
-        record = msgspec.structs.replace(record, member_count=len(toc), span_checksums_size=len(span_checksums))
-        self._layers[digest] = (record, list(toc), span_checksums)
+    def add_layer(
+        self,
+        digest: Digest,
+        record: LayerRecord,
+        toc: Sequence[TocMember],
+        span_checksums: bytes,
+        checkpoints: Sequence[bytes] = (),
+    ) -> None:
+        record = msgspec.structs.replace(
+            record,
+            member_count=len(toc),
+            span_checksums_size=len(span_checksums),
+            checkpoint_values=len(checkpoints),
+        )
+        self._layers[digest] = (record, list(toc), span_checksums, list(checkpoints))
 
     def add_manifest(self, digest: Digest, record: ManifestRecord) -> None:
         self._manifests[digest] = record
@@ -257,6 +269,11 @@ class MemoryStore:
         if digest not in self.layers:
             raise LayerNotIndexed(digest)
         return self.layers[digest][2]
+
+    def get_checkpoint_value(self, digest: Digest, number: int) -> bytes:
+        if digest not in self.layers:
+            raise LayerNotIndexed(digest)
+        return self.layers[digest][3][number]
 
     def find_tag(self, repository: str, tag: str) -> TagRecord | None:
         return self.tags.get((repository, tag))

@@ -195,18 +195,21 @@ def test_manifest_needs_its_blobs(subject):
 
 
 def test_large_table_of_contents_keeps_its_order(subject):
-    """A layer of 5000 members and 600 KiB of checksums is read back as it was recorded."""
+    """A layer of 5000 members, 600 KiB of checksums and three values of checkpoints reads back as it was recorded."""
     store = subject.store
     toc = [TocMember(b"%05d" % number, 0, 0o644, 1, number * 512, b"d" * 32) for number in range(5000)]
     checksums = os.urandom(600 * 1024)
+    checkpoints = [os.urandom(size) for size in (256 * 1024, 1, 100_000)]
     with store.lease("test") as lease:
         digest = subject.put(lease, b"layer")
         change = store.change(lease)
         change.add_blob(digest, 5)
-        change.add_layer(digest, LayerRecord(digest, "tar", "none", 0, 5, 5), toc, checksums)
+        change.add_layer(digest, LayerRecord(digest, "tar", "none", 0, 5, 5), toc, checksums, checkpoints)
         change.commit()
     assert store.get_toc(digest) == toc
     assert store.span_checksums(digest) == checksums
+    assert [store.get_checkpoint_value(digest, number) for number in range(3)] == checkpoints
+    assert store.find_layer(digest).checkpoint_values == 3
     assert store.find_layer(digest).member_count == 5000
 
 

@@ -59,6 +59,9 @@ class SampleFile:
     def read_ready(self, start: int, stop: int) -> object:
         return self.make(start, stop) if self.ready else None
 
+    def begin_read(self, start: int, stop: int) -> None:
+        return None
+
     def read(self, start: int, stop: int) -> object:
         return self.make(start, stop)
 

@@ -12,7 +12,10 @@ import pytest
 import zstandard
 
 from kitfs.digest import Digest
+from kitfs.layer import span_pool
+from kitfs.layer.block_inflater import SPACING
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
+from kitfs.layer.span_pool import SpanPool
 from kitfs.oci.mediatype import Compression, LayerFormat
 from kitfs.store.fsck import check
 from kitfs.store.store import Store
@@ -20,32 +23,44 @@ from kitfs.store.store import Store
 
 @dataclasses.dataclass
 class Layers:
-    """Puts layers into a store."""
+    """Puts layers into a store; without checkpoints as stores have them that are older than these."""
 
     store: Store
+    keeps_checkpoints: bool = True
+    spacing: int = SPACING
 
     def compress(self, raw: bytes, compression: Compression) -> bytes:
         if compression is Compression.GZIP:
-            return gzip.compress(raw, 6)
+            return gzip.compress(raw, 6, mtime=0)
         return zstandard.compress(raw) if compression is Compression.ZSTD else raw
 
     def add(self, raw: bytes, compression: Compression, layer_format: LayerFormat = LayerFormat.TAR) -> LayerIndex:
         """Store decoded bytes as a layer; on disk and recorded when this returns."""
         published = self.compress(raw, compression)
         with self.store.lease("test") as lease, self.store.ingest(lease) as ingest:
-            indexer = LayerIndexer(layer_format, compression, hashes_blob=False)
+            indexer = LayerIndexer(layer_format, compression, hashes_blob=False, spacing=self.spacing)
             ingest.write(published)
             indexer.feed(published)
             digest = ingest.commit_blob()
             index = indexer.finish(digest)
             change = self.store.change(lease)
             change.add_blob(digest, len(published))
-            change.add_layer(digest, index.record, index.toc, index.span_checksums)
+            checkpoints = index.checkpoints if self.keeps_checkpoints else []
+            change.add_layer(digest, index.record, index.toc, index.span_checksums, checkpoints)
             change.commit()
         return index
 
     def blob_path(self, digest: Digest) -> Path:
         return self.store.layout.blob(digest)
+
+
+@pytest.fixture(autouse=True)
+def fresh_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpanPool]:
+    """A pool of this test's own, whose cache has nothing of another's."""
+    pool = SpanPool()
+    monkeypatch.setattr(span_pool, "_shared", pool)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture

@@ -11,22 +11,50 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kitfs.layer.decode import OUTPUT_SIZE, DecodeLimits
+from kitfs.layer.block_inflater import BlockInflater
+from kitfs.layer.decode import OUTPUT_SIZE, DecodeLimits, Decoder
 from kitfs.layer.decoders import open_decoder
 from kitfs.layer.errors import LayerMalformed
+from kitfs.layer.gzip_stream import GzipDecoder
+from kitfs.layer.inflate import load_zlib, load_zlib_ng
 from kitfs.oci.mediatype import Compression
 
 GZIP, ZSTD = Compression.GZIP, Compression.ZSTD
 SKIPPABLE = b"\x5a\x2a\x4d\x18\x03\0\0\0abc"
 
 
+def open_decoders(compression: Compression, limits: DecodeLimits | None) -> list[Decoder]:
+    """The decoder of readers, and for gzip those that find checkpoints."""
+    decoders = [open_decoder(compression, limits)]
+    if compression is GZIP:
+        for library in (load_zlib_ng(), load_zlib()):
+            body = BlockInflater(library, lambda checkpoint: None, 10_000)
+            decoders.append(GzipDecoder(limits or DecodeLimits(), body))
+    return decoders
+
+
 def decode(compression: Compression, raw: bytes, size: int | None = None, limits: DecodeLimits | None = None) -> bytes:
-    decoder = open_decoder(compression, limits)
+    """What all decoders of a compression give; they give the same, or refuse at the same byte."""
+    found, errors = [], []
+    for decoder in open_decoders(compression, limits):
+        try:
+            found.append(run(decoder, raw, size))
+        except LayerMalformed as error:
+            errors.append(error)
+    if errors:
+        assert found == []
+        assert len({error.reason.partition(":")[0] for error in errors}) == 1
+        raise errors[0]
+    assert all(data == found[0] for data in found)
+    return found[0]
+
+
+def run(decoder: Decoder, raw: bytes, size: int | None) -> bytes:
     pieces = []
     for at in range(0, len(raw), size or len(raw) or 1):
         for piece in decoder.feed(memoryview(raw)[at : at + (size or len(raw))]):
             assert 0 < len(piece) <= OUTPUT_SIZE
-            pieces.append(piece)
+            pieces.append(bytes(piece))
     decoder.close()
     return b"".join(pieces)
 

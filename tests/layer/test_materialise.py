@@ -29,6 +29,12 @@ class CountingStore(Store):
         return super().lease(purpose)
 
 
+@pytest.fixture(autouse=True)
+def without_checkpoints(layers):
+    """Layers of this module are decoded whole: zstd always is, gzip where it has no checkpoints."""
+    layers.keeps_checkpoints = False
+
+
 @pytest.fixture
 def counting(layers):
     with CountingStore.open(layers.store.home) as store:

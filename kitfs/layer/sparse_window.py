@@ -1,0 +1,106 @@
+"""Windows of checkpoints without the bytes that nothing refers to.
+
+A checkpoint needs up to 32 KiB of decoded bytes before it, of which what follows refers to few, of weights to 1 in 30.
+Which, two decodings of the 32 KiB after it show, with dictionaries that hold for each place a number of its own: two
+bytes, none of them zero and not the same. A decoded byte that differs between the two comes from the window, and the
+two say from where. The others are set to zero, and the whole is compressed: 1.5 KB for bf16 weights by zlib's level 6,
+2.5 KB for source code. Pure; an instance is one thread's. (Bytes that hold `i & 255`, `i >> 8` and `~i & 255` say the
+same in three decodings, and can not be picked out at once by `translate`: 1.6 against 0.7 ms a window.)
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import zstandard
+
+from kitfs.layer.block_inflater import WINDOW_SIZE
+from kitfs.layer.span_decode import SpanBroken, peek_span
+
+_LEVEL = 3
+_PAIRS = 254  # numbers of one second byte
+
+
+def _encode_place(place: int) -> tuple[int, int]:
+    """Two bytes for a place, from 1 to 255, not the same."""
+    second, first = divmod(place, _PAIRS)
+    return (first + 1 if first < second else first + 2), second + 1
+
+
+_ENCODED = [_encode_place(place) for place in range(WINDOW_SIZE)]
+_FIRST = bytes(first for first, _ in _ENCODED)
+_SECOND = bytes(second for _, second in _ENCODED)
+_PLACES = {int.from_bytes(bytes(pair), sys.byteorder): place for place, pair in enumerate(_ENCODED)}
+_ALL_BITS = bytes((0, *(255,) * 255))  # for `translate`: 255 where a byte is not zero
+
+
+class WindowPacker:
+    """Makes windows small."""
+
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
+
+    def pack(self, window: bytes, data: memoryview, shift: int) -> bytes:
+        """What is stored of a window; empty when nothing in it is referred to.
+
+        Args:
+            window: All of it.
+            data: Published bytes, from the one in which the span begins.
+            shift: The bit of that byte at which it does.
+
+        Raises:
+            SpanBroken: when the data does not decode.
+        """
+        if not window:
+            return b""
+        places = find_references(data, shift, len(window))
+        if not places:
+            return b""
+        sparse = bytearray(len(window))
+        for place in places:
+            sparse[place] = window[place]
+        return self._compressor.compress(sparse)
+
+
+class _Context(threading.local):
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_context = _Context()
+
+
+def unpack(packed: bytes) -> bytes:
+    """The window to decode with, from what was stored of it.
+
+    Raises:
+        ValueError: when it is not what `WindowPacker` made.
+    """
+    if not packed:
+        return b""
+    try:
+        return _context.decompressor.decompress(packed, max_output_size=WINDOW_SIZE)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a window that does not decompress: {error}") from error
+
+
+def find_references(data: memoryview, shift: int, size: int) -> set[int]:
+    """Places of a window of `size` bytes that the span refers to.
+
+    Raises:
+        SpanBroken: when the data does not decode.
+    """
+    first, second = (peek_span(data, shift, numbers[:size], WINDOW_SIZE) for numbers in (_FIRST, _SECOND))
+    length = len(first)
+    if len(second) != length:
+        raise SpanBroken("two decodings of one span differ in length")
+    differs = (int.from_bytes(first, "little") ^ int.from_bytes(second, "little")).to_bytes(length, "little")
+    mask = int.from_bytes(differs.translate(_ALL_BITS), "little")
+    picked = [
+        (int.from_bytes(decoded, "little") & mask).to_bytes(length, "little").translate(None, b"\0")
+        for decoded in (first, second)
+    ]
+    pairs = bytearray(2 * len(picked[0]))
+    pairs[0::2], pairs[1::2] = picked
+    return {_PLACES[pair] for pair in set(memoryview(pairs).cast("H"))}

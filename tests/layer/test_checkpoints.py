@@ -1,0 +1,346 @@
+"""Checkpoints of gzip streams by any encoder: every span decodes alone, whatever found them, in whatever pieces."""
+
+import gzip
+import hashlib
+import io
+import json
+import random
+import shutil
+import struct
+import subprocess
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from isal import igzip_lib, isal_zlib
+from zlib_ng import gzip_ng
+
+from kitfs.digest import checksum
+from kitfs.layer import builders, span_builder
+from kitfs.layer.block_inflater import SPACING, BlockInflater, Checkpoint
+from kitfs.layer.checkpoints import SpanMap, count_directory_values
+from kitfs.layer.decode import DecodeLimits
+from kitfs.layer.gzip_stream import GzipDecoder
+from kitfs.layer.indexer import LayerIndex, LayerIndexer
+from kitfs.layer.inflate import InflateUnusable, load_zlib, load_zlib_ng
+from kitfs.layer.span_decode import SpanBroken, decode_span
+from kitfs.layer.sparse_window import WindowPacker, find_references, unpack
+from kitfs.oci.mediatype import Compression, LayerFormat
+
+GZIP, RAW, TAR = Compression.GZIP, LayerFormat.RAW, LayerFormat.TAR
+MIB = 1 << 20
+
+
+def weights(size: int) -> bytes:
+    values = numpy.random.default_rng(1).standard_normal(size // 2 + 1, dtype=numpy.float32) * numpy.float32(0.02)
+    return (values.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes()[:size]
+
+
+def text(size: int) -> bytes:
+    rng = random.Random(2)
+    words = [rng.randbytes(rng.randrange(2, 9)).hex() for _ in range(900)]
+    lines = b"".join(
+        json.dumps({"id": number, "text": " ".join(rng.choices(words, k=30)), "score": rng.random()}).encode() + b"\n"
+        for number in range(min(size // 250, 6000) + 1)
+    )
+    return (lines * (size // len(lines) + 1))[:size]
+
+
+CONTENTS = {
+    "weights": weights,
+    "text": text,
+    "zeros": bytes,
+    "noise": lambda size: random.Random(3).randbytes(size),
+    "mixed": lambda size: (weights(size // 3) + bytes(size // 3) + text(size))[:size],
+}
+
+
+def concatenate(data: bytes) -> bytes:
+    """Members of several encoders and sizes one after another, and zero padding."""
+    sizes = [1, 0, 70_000, 3, 200_000, 600_000]
+    parts, at = [], 0
+    while at < len(data) or not parts:
+        size = sizes[len(parts) % len(sizes)]
+        parts.append(gzip.compress(data[at : at + size], (6, 1, 9, 0)[len(parts) % 4]))
+        at += size
+    return b"".join(parts) + bytes(1000)
+
+
+def flush_fully(data: bytes) -> bytes:
+    """Independent pieces of 256 KiB in one member, as kitfs is to write them."""
+    encoder = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15)
+    body = b""
+    for at in range(0, len(data), 256 << 10):
+        body += encoder.compress(data[at : at + (256 << 10)]) + encoder.flush(isal_zlib.Z_FULL_FLUSH)
+    body += encoder.flush()
+    trailer = struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)
+    return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + body + trailer
+
+
+COMMANDS = {
+    "GNU gzip 1": ["gzip", "-1"],
+    "GNU gzip 6": ["gzip", "-6"],
+    "GNU gzip 9": ["gzip", "-9"],
+    "pigz": ["pigz"],
+    "pigz -i": ["pigz", "-i"],
+    "bgzip": ["bgzip"],
+    "zopfli": ["zopfli", "--i1"],
+    "libdeflate 6": ["libdeflate-gzip", "-6"],
+    "libdeflate 12": ["libdeflate-gzip", "-12"],
+}
+ENCODERS = {
+    **{
+        f"isal {level}": lambda data, level=level: igzip_lib.compress(data, level, igzip_lib.COMP_GZIP)
+        for level in range(4)
+    },
+    **{f"zlib {level}": lambda data, level=level: gzip.compress(data, level) for level in (0, 1, 6, 9)},
+    **{f"zlib-ng {level}": lambda data, level=level: gzip_ng.compress(data, level) for level in (1, 3, 6)},
+    "concatenated": concatenate,
+    "full flush": flush_fully,
+}
+ONE_BLOCK = {"isal 0", "zlib-ng 1"}
+SLOW = {"zopfli": 64 << 10, "libdeflate 12": MIB}
+
+
+def encode(encoder: str, data: bytes, folder: Path) -> bytes:
+    if encoder in ENCODERS:
+        return ENCODERS[encoder](data)
+    command = COMMANDS[encoder]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    path = folder / "plain"
+    path.write_bytes(data)
+    return subprocess.run([*command, "-c", path.name], cwd=folder, stdout=subprocess.PIPE, check=True).stdout
+
+
+def index(raw: bytes, spacing: int = SPACING, size: int = MIB, layer_format: LayerFormat = RAW) -> LayerIndex:
+    indexer = LayerIndexer(layer_format, GZIP, spacing=spacing)
+    for at in range(0, len(raw), size):
+        indexer.feed(raw[at : at + size])
+    return indexer.finish()
+
+
+def find_checkpoints(library, raw: bytes, spacing: int = SPACING, size: int = MIB) -> list[Checkpoint]:
+    found: list[Checkpoint] = []
+    decoder = GzipDecoder(DecodeLimits(), BlockInflater(library, found.append, spacing))
+    for at in range(0, len(raw), size):
+        for _ in decoder.feed(memoryview(raw)[at : at + size]):
+            pass
+    decoder.close()
+    return found
+
+
+def map_of(found: LayerIndex) -> SpanMap:
+    return SpanMap(found.checkpoints[: count_directory_values(found.checkpoints[0])], found.size_decoded)
+
+
+def check_spans(raw: bytes, data: bytes, found: LayerIndex) -> int:
+    """Decode every span alone and compare it; how many there are."""
+    assert found.size_decoded == len(data)
+    if not found.checkpoints:
+        assert found.span_checksums == b""
+        return 0
+    spans = map_of(found)
+    assert len(found.span_checksums) == 16 * spans.count
+    end = 0
+    for span in range(spans.count):
+        start, stop = spans.range(span)
+        assert start == end < stop
+        end = stop
+        published_start, published_stop = spans.published_range(span)
+        place = spans.window_place(span)
+        window = b"" if place is None else unpack(found.checkpoints[place[0]][place[1] : place[1] + place[2]])
+        view = memoryview(raw)[published_start:published_stop]
+        assert decode_span(view, spans.bit(span) % 8, window, stop - start) == data[start:stop]
+        assert found.span_checksums[16 * span : 16 * (span + 1)] == checksum(data[start:stop])
+        whole = raw[0 if span == 0 else published_start : published_stop]
+        assert spans.range_digest(span) == hashlib.sha256(whole).digest()
+        assert spans.find(start) == spans.find(stop - 1) == span
+    assert end == len(data)
+    assert raw[spans.stop :].strip(b"\0") == b""
+    return spans.count
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("encoder", [*COMMANDS, *ENCODERS])
+def test_every_span_of_every_encoder_decodes_alone(encoder, content, tmp_path):
+    """Each span, from its checkpoint alone, gives the bytes that zlib gives; both libraries find the same places."""
+    for size in (0, 1, 70_000, 1_800_000):
+        data = CONTENTS[content](min(size, SLOW.get(encoder, size)))
+        raw = encode(encoder, data, tmp_path)
+        assert gzip.decompress(raw) == data
+        count = check_spans(raw, data, index(raw))
+        assert find_checkpoints(load_zlib_ng(), raw) == find_checkpoints(load_zlib(), raw)
+        assert count <= len(data) // SPACING + 1
+        if content in ("weights", "noise") and size > 2 * SPACING and encoder not in (*SLOW, *ONE_BLOCK):
+            assert count >= 2
+
+
+@pytest.mark.parametrize("encoder", ["isal 1", "GNU gzip 1", "pigz", "bgzip"])
+def test_a_long_stream_has_spans_of_even_length(encoder, tmp_path):
+    """24 MiB of weights give a span about every 512 KiB, and each decodes right."""
+    data = CONTENTS["weights"](8 * MIB) * 3
+    raw = encode(encoder, data, tmp_path)
+    found = index(raw)
+    count = check_spans(raw, data, found)
+    assert len(data) / SPACING * 0.7 <= count <= len(data) / SPACING
+    spans = map_of(found)
+    assert max(spans.range(span)[1] - spans.range(span)[0] for span in range(count)) < 2 * SPACING
+
+
+@pytest.mark.parametrize("encoder", ["isal 0", "zlib-ng 1"])
+def test_a_stream_without_boundaries_has_no_checkpoints(encoder):
+    """One block of more than 16 MiB is indexed without checkpoints, in bounded memory, and still with its digests."""
+    data = CONTENTS["weights"](8 * MIB) * 3
+    raw = ENCODERS[encoder](data)
+    indexer = LayerIndexer(RAW, GZIP)
+    indexer.feed(raw)
+    found = indexer.finish()
+    assert (found.checkpoints, found.span_checksums) == ([], b"")
+    assert found.diff_id.raw == hashlib.sha256(data).digest()
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_pieces_do_not_change_checkpoints(data):
+    """No split of the published bytes, down to single ones, changes a checkpoint, at any spacing."""
+    content = data.draw(st.sampled_from(sorted(CONTENTS)))
+    encoder = data.draw(st.sampled_from(sorted(ENCODERS)))
+    plain = CONTENTS[content](data.draw(st.sampled_from([0, 1, 5000, 90_000, 300_000])))
+    raw = ENCODERS[encoder](plain)
+    spacing = data.draw(st.sampled_from([1, 1000, 32 << 10, 100_000]))
+    library = data.draw(st.sampled_from([load_zlib_ng(), load_zlib()]))
+    expected = find_checkpoints(load_zlib_ng(), raw, spacing)
+    size = data.draw(st.sampled_from([7, 100, 4096, 65_537]) | st.integers(1, 100_000))
+    assert find_checkpoints(library, raw, spacing, max(size, len(raw) // 5000)) == expected
+    found = index(raw, spacing, max(size, len(raw) // 500))
+    check_spans(raw, plain, found)
+    if found.checkpoints:
+        spans = map_of(found)
+        assert [spans.bit(span) for span in range(spans.count)] == [checkpoint.bit for checkpoint in expected]
+
+
+@given(st.binary(min_size=1, max_size=2000), st.integers(1, 9), st.integers(1, 700), st.integers(1, 50))
+def test_any_data_has_right_spans_in_single_bytes(part, level, spacing, repeats):
+    """Small streams fed byte by byte, at any spacing: the same index as in one piece, and right spans."""
+    plain = b"".join(part[number % len(part) :] for number in range(repeats))
+    raw = gzip.compress(plain, level)
+    found = index(raw, spacing, 1)
+    assert found == index(raw, spacing)
+    check_spans(raw, plain, found)
+
+
+def test_layers_of_kits_go_have_right_spans(shared_fixtures):
+    """The gzip layers that kit's releases wrote have right spans, at a small spacing too."""
+    seen = 0
+    for path in sorted(shared_fixtures.glob("kit-v*/**/blobs/sha256/*")):
+        raw = path.read_bytes()
+        if raw.startswith(b"\x1f\x8b"):
+            plain = gzip.decompress(raw)
+            for spacing in (SPACING, 20_000):
+                check_spans(raw, plain, index(raw, spacing, layer_format=TAR))
+            seen += 1
+    assert seen >= 10
+
+
+def test_a_layer_of_tar_has_spans_of_the_whole_tar():
+    """Spans are of the decoded tar, headers included, and the same whether it is indexed as tar or as bytes."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for number in range(5):
+            info = tarfile.TarInfo(f"f{number}")
+            info.size = 200_000
+            tar.addfile(info, io.BytesIO(random.Random(number).randbytes(200_000)))
+    raw = gzip.compress(stream.getvalue())
+    found = index(raw, 100_000, layer_format=TAR)
+    assert check_spans(raw, stream.getvalue(), found) >= 5
+    assert found.checkpoints == index(raw, 100_000).checkpoints
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_windows_keep_what_is_referred_to(data):
+    """With every byte that is not found to be referred to set to something else, a span still decodes right."""
+    plain = CONTENTS[data.draw(st.sampled_from(["weights", "text", "mixed"]))](200_000)
+    raw = ENCODERS[data.draw(st.sampled_from(["zlib 1", "zlib 6", "zlib 9", "isal 2"]))](plain)
+    for checkpoint in find_checkpoints(load_zlib_ng(), raw, 50_000)[1:]:
+        view = memoryview(raw)[checkpoint.bit // 8 :]
+        start = checkpoint.offset - checkpoint.window_size
+        places = find_references(view, checkpoint.bit % 8, checkpoint.window_size)
+        window = bytearray(data.draw(st.sampled_from([b"\0", b"\xff", b"?"])) * checkpoint.window_size)
+        for place in places:
+            window[place] = plain[start + place]
+        size = len(plain) - checkpoint.offset
+        assert decode_span(view, checkpoint.bit % 8, bytes(window), size) == plain[checkpoint.offset :]
+        packed = WindowPacker().pack(plain[start : checkpoint.offset], view, checkpoint.bit % 8)
+        assert len(packed) < checkpoint.window_size // 2
+        assert decode_span(view, checkpoint.bit % 8, unpack(packed), size) == plain[checkpoint.offset :]
+
+
+def test_spans_that_do_not_decode_are_broken():
+    """Cut data, another bit, too large a size, no data: SpanBroken, or other bytes, never anything else."""
+    plain = CONTENTS["text"](300_000)
+    raw = ENCODERS["zlib 6"](plain)
+    checkpoint = find_checkpoints(load_zlib_ng(), raw, 100_000)[1]
+    view = memoryview(raw)[checkpoint.bit // 8 :]
+    size = len(plain) - checkpoint.offset
+    window = plain[checkpoint.offset - checkpoint.window_size : checkpoint.offset]
+    for data, shift, wanted in (
+        (view[: len(view) // 2], checkpoint.bit % 8, size),
+        (view[:1], checkpoint.bit % 8, size),
+        (view[:0], checkpoint.bit % 8, size),
+        (view, checkpoint.bit % 8, size + 1),
+        (memoryview(bytes(view) + b"\x1f\x8b\x07" + bytes(20)), checkpoint.bit % 8, size + 1),
+        (memoryview(bytes(view) + b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 9), checkpoint.bit % 8, size + 1),
+    ):
+        with pytest.raises(SpanBroken):
+            decode_span(data, shift, window, wanted)
+    for shift in range(8):
+        try:
+            decoded = decode_span(view, shift, window, size)
+        except SpanBroken:
+            continue
+        assert (decoded == plain[checkpoint.offset :]) == (shift == checkpoint.bit % 8)
+
+
+def test_too_much_published_data_gives_up(monkeypatch):
+    """Millions of empty blocks, which decode to nothing, are not collected without bound."""
+    monkeypatch.setattr(span_builder, "PUBLISHED_SIZE_MAX", 1 << 20)
+    encoder = zlib.compressobj(6, zlib.DEFLATED, -15)
+    body = encoder.compress(b"x" * 1000) + encoder.flush(zlib.Z_FULL_FLUSH)
+    body += b"\0\0\0\xff\xff" * 500_000 + encoder.flush()
+    raw = b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + body + struct.pack("<II", zlib.crc32(b"x" * 1000), 1000)
+    found = index(raw, size=64 << 10)
+    assert (found.size_decoded, found.checkpoints) == (1000, [])
+
+
+def test_the_first_library_that_passes_its_test_is_used(monkeypatch, caplog):
+    """zlib-ng passes; where it is absent or gives other checkpoints zlib is used; where none passes, none is."""
+    builders.find_library.cache_clear()
+    assert builders.find_library().name == "zlib-ng"
+
+    def fail():
+        raise InflateUnusable("zlib-ng", "not here")
+
+    for libraries, expected in (((fail, load_zlib), "zlib"), ((fail,), None)):
+        monkeypatch.setattr(builders, "_LIBRARIES", libraries)
+        builders.find_library.cache_clear()
+        library = builders.find_library()
+        assert (library.name if library else None) == expected
+    assert "not here" in caplog.text
+    found = index(gzip.compress(b"x" * 1000))
+    assert (found.checkpoints, found.span_checksums, found.size_decoded) == ([], b"", 1000)
+    monkeypatch.undo()
+    builders.find_library.cache_clear()
+
+
+def test_a_library_that_differs_is_refused(monkeypatch):
+    """A library that finds other places than are known, or another length, is not used."""
+    monkeypatch.setattr(builders, "_CHECKPOINTS", [(0, 0, 0), (318, 620, 620)])
+    for load in (load_zlib_ng, load_zlib):
+        with pytest.raises(InflateUnusable, match="other blocks"):
+            builders.check_library(load())
