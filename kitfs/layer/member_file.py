@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from kitfs.digest import Digest
+from kitfs.digest import Digest, Digester
 from kitfs.layer.descriptor import Descriptor
 from kitfs.layer.errors import LayerCorrupt
 from kitfs.layer.materialise import Materialiser
@@ -19,6 +19,7 @@ from kitfs.store.records import TocMember
 from kitfs.store.store import Store
 
 _ATTEMPTS = 6  # stamped anew, made, found lost while its layer is decoded, made anew: each once, and a look after
+_PIECE_SIZE = 1 << 20
 
 
 class MemberFileReader:
@@ -105,7 +106,24 @@ class MemberFileReader:
             if not is_there or not self._store.restamp_member(self._digest):
                 self._materialiser.materialise(self._digest, is_lost=is_lost)
                 is_lost = True
-        raise self._corrupt("its member file does not stay as it was verified")
+        return self._hash_open()
+
+    def _hash_open(self) -> Descriptor:
+        """The member's file, hashed through the descriptor that is then read: no stamp is needed.
+
+        For a file whose status does not stand still: other processes that place the same member in turn, a backup
+        that links it.
+        """
+        try:
+            descriptor = Descriptor(self._store.open_member(self._digest)[0])
+        except MemberNotFound:
+            raise self._corrupt("its member file does not stay") from None
+        digester = Digester()
+        while piece := descriptor.read(digester.size, _PIECE_SIZE):
+            digester.update(piece)
+        if digester.digest() != self._digest:
+            raise self._corrupt("its member file does not stay as it was verified")
+        return descriptor
 
     def _corrupt(self, reason: str) -> LayerCorrupt:
         return LayerCorrupt(self._layer, member=self._index, span=None, offset=self._offset, reason=reason)

@@ -1,5 +1,6 @@
 """Compressed layers: decoded once, into verified member files that everybody shares, and never served wrong."""
 
+import contextlib
 import os
 import random
 import subprocess
@@ -299,3 +300,29 @@ print(bytes(reader.open_member(0).read(0, 1)).decode())
     command = [sys.executable, "-c", program, str(layers.store.home), str(index.digest)]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"a\n", b"")
+
+
+def test_member_file_whose_status_never_stands_still_is_read_right(layers, tar_of, files, tmp_path):
+    """While another program links and unlinks a member's file all the time, no stamp holds; its bytes are served."""
+    index = layers.add(tar_of(files), ZSTD)
+    with LayerReader(layers.store, index.digest) as reader:
+        read_all(reader)
+    number = max(range(len(index.toc)), key=lambda at: index.toc[at].size)
+    member = layers.store.layout.member(Digest.from_raw(index.toc[number].digest))
+    done = threading.Event()
+
+    def disturb() -> None:
+        while not done.is_set():
+            with contextlib.suppress(FileNotFoundError):  # dropped, and about to be made anew
+                os.link(member, tmp_path / "link")
+                os.unlink(tmp_path / "link")
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        with LayerReader(layers.store, index.digest) as reader:
+            data = reader.open_member(number).read(0, index.toc[number].size)
+    finally:
+        done.set()
+        thread.join()
+    assert bytes(data) == files[index.toc[number].path.decode()]
