@@ -58,7 +58,8 @@ def drop_caches() -> None:
 
 
 def warm(paths: list[Path]) -> None:
-    """Bring files into the page cache."""
+    """Bring files into the page cache, with nothing left to be written back meanwhile."""
+    os.sync()
     for path in paths:
         read_sequentially(path)
 
