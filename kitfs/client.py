@@ -1,6 +1,7 @@
-"""A command's way to the daemon: find it, start it, ask it. Blocking; imports no trio (95 ms).
+"""A command's way to the daemon: find it, start it, ask it. Blocking; imports no trio (95 ms), and no store (24 ms).
 
-Used by ``kitfs.cli.mounts``. Each call has its own connection, so a client may be kept for any time.
+Used by ``kitfs.cli.mounts``. Each call has its own connection, so a client may be kept for any time; only ``Prepare``
+and ``Mount`` share one, whose end tells the daemon that nothing will be mounted.
 """
 
 from __future__ import annotations
@@ -13,28 +14,27 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from kitfs.control import (
-    ControlConnection,
-    DaemonUnreachable,
+from kitfs.calls import (
     ListAnswer,
     MountCall,
     MountState,
     Nothing,
     PingAnswer,
+    PrepareAnswer,
+    PrepareCall,
     WaitEndedAnswer,
     WaitEndedCall,
-    check_socket,
-    make_socket_folder,
-    socket_path,
 )
+from kitfs.control import ControlConnection, DaemonUnreachable, check_socket, make_socket_folder, socket_path
+from kitfs.errors import KitfsError
 
 START_TIMEOUT_S = 30.0
 """A daemon is ready 0.2 s after its start."""
 
 MOUNT_TIMEOUT_S = 90.0
-"""The daemon itself gives a worker 60 s."""
+"""For ``Prepare``, and for ``Mount``: the daemon itself gives a worker 60 s."""
 
 IDLE_VARIABLE = "KITFS_DAEMON_IDLE_S"
 """Environment variable: for how long a daemon that a command started outlives its last mount (600 s)."""
@@ -42,6 +42,10 @@ IDLE_VARIABLE = "KITFS_DAEMON_IDLE_S"
 _READY = b"ready\n"
 
 T = TypeVar("T")
+
+
+class ImportDue(KitfsError):
+    """kit's storage may hold something newer than the store; asked without ``kitops_home``, the store alone counts."""
 
 
 class Client:
@@ -68,13 +72,24 @@ class Client:
         """
         return self._call("Ping", Nothing(), PingAnswer)
 
-    def mount(self, call: MountCall, device: int) -> None:
-        """Have a session served through ``device``, which stays the caller's; returns when reads work.
+    def prepare(self, call: PrepareCall) -> Preparation:
+        """Have a session made and held ready.
 
         Raises:
-            KitfsError: when it can not be served; the daemon has let go of the device then.
+            ImportDue: when kit's storage has to be looked at first.
+            DaemonUnreachable: when nobody answers.
+            KitfsError: why it can not be mounted.
         """
-        self._call("Mount", call, Nothing, descriptor=device, timeout_s=MOUNT_TIMEOUT_S)
+        connection = ControlConnection.connect(self.path)
+        try:
+            answer = connection.call("Prepare", call, PrepareAnswer, timeout_s=MOUNT_TIMEOUT_S)
+        except BaseException:
+            connection.close()
+            raise
+        if answer.import_first:
+            connection.close()
+            raise ImportDue(f"{call.reference} may have to be imported first")
+        return Preparation(connection, answer)
 
     def wait_ended(self, session: str, *, timeout_s: float = 10.0) -> bool:
         """Wait until the daemon has dropped a session; True when it has.
@@ -108,6 +123,42 @@ class Client:
                 raise DaemonUnreachable(f"the daemon (process {pid}) does not end")
         finally:
             os.close(process)
+
+
+class Preparation:
+    """A session that the daemon holds ready until it is mounted or this is closed.
+
+    Attributes:
+        session: Its identity.
+        reference: What is mounted, as it is shown.
+    """
+
+    def __init__(self, connection: ControlConnection, answer: PrepareAnswer) -> None:
+        self.session = answer.session
+        self.reference = answer.reference
+        self._connection = connection
+
+    def mount(self, device: str, descriptor: int) -> None:
+        """Have it served through ``descriptor``, which stays the caller's; returns when reads work.
+
+        Args:
+            device: ``major:minor`` of the mount.
+            descriptor: Its /dev/fuse.
+
+        Raises:
+            KitfsError: when it can not be served; the daemon has let go of the device then.
+        """
+        call = MountCall(self.session, device)
+        self._connection.call("Mount", call, Nothing, descriptor=descriptor, timeout_s=MOUNT_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the connection; after an error, wait until the daemon has let go of what was not mounted."""
+        if kind is not None:
+            self._connection.finish()
+        self._connection.close()
 
 
 def find_daemon(home: Path, socket: Path | None) -> Client | None:

@@ -11,6 +11,7 @@ Used by ``kitfs.client`` (blocking, through ``ControlConnection``) and by ``kitf
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -23,7 +24,6 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from kitfs import errors
-from kitfs.digest import checksum
 from kitfs.errors import DaemonError, KitfsError, MalformedError
 
 INTERFACE = "org.kitfs.Control"
@@ -37,6 +37,10 @@ SOCKET_PATH_SIZE_MAX = 107
 
 FUSE_DEVICE = os.makedev(10, 229)
 """/dev/fuse: misc major, FUSE_MINOR (Linux, ``Documentation/admin-guide/devices.txt``)."""
+
+_FNV_OFFSET = 0x6C62272E07BB014262B821756295C58D
+_FNV_PRIME = (1 << 88) + 0x13B
+_FNV_MASK = (1 << 128) - 1
 
 _INT = struct.Struct("@i")
 _PEER = struct.Struct("@iII")
@@ -74,79 +78,33 @@ class Answer(msgspec.Struct, omit_defaults=True):
     error: str = ""
 
 
-class Nothing(msgspec.Struct):
-    """No parameters."""
-
-
-class MountCall(msgspec.Struct):
-    """``Mount``: serve this session through the descriptor that comes along. Answered when reads work.
-
-    Attributes:
-        session: Identity of a session of the daemon's store, which the client has written and holds.
-        mountpoint: Where the client has mounted it, for ``List`` only.
-        reference: What is mounted, for ``List`` only.
-        device: ``major:minor`` of the mount, which names it in every mount namespace.
-    """
-
-    session: str
-    mountpoint: str
-    reference: str
-    device: str
-
-
-class WaitEndedCall(msgspec.Struct):
-    """``WaitEnded``: answered when the daemon has dropped the session, at once when it knows none."""
-
-    session: str
-    timeout_s: float = 10.0
-
-
-class WaitEndedAnswer(msgspec.Struct):
-    """Whether the session is gone."""
-
-    ended: bool
-
-
-class MountState(msgspec.Struct):
-    """One mount as ``List`` shows it; the counters are the living worker's.
-
-    Attributes:
-        state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers.
-        native: Share of the members' bytes that are plain files, 0 to 1.
-    """
-
-    session: str
-    mountpoint: str
-    reference: str
-    device: str
-    pid: int = 0
-    uptime_s: float = 0.0
-    restarts: int = 0
-    reads: int = 0
-    bytes_read: int = 0
-    state: str = "starting"
-    native: float = 0.0
-
-
-class ListAnswer(msgspec.Struct):
-    """All mounts that the daemon serves."""
-
-    mounts: list[MountState]
-
-
-class PingAnswer(msgspec.Struct):
-    """Who answers."""
-
-    version: str
-    pid: int
-    home: str
-
-
 class Refusal(msgspec.Struct):
-    """Parameters of an error."""
+    """Parameters of an error.
+
+    Attributes:
+        message: What failed and why.
+        hint: What helps.
+        category: Its class in ``kitfs.errors``.
+    """
 
     message: str = ""
     hint: str = ""
+    category: str = ""
+
+    @classmethod
+    def of(cls, error: KitfsError) -> Self:
+        """What is said of an error; the limits keep it inside a datagram."""
+        category = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+        return cls(str(error)[:4096], error.hint[:1024], category.__name__)
+
+    def to_error(self) -> KitfsError:
+        """The error; one of a category that there is not is a ``DaemonError``."""
+        category = getattr(errors, self.category, DaemonError)
+        if not (isinstance(category, type) and issubclass(category, KitfsError)):
+            category = DaemonError
+        error = category(self.message or self.category)
+        error.hint = self.hint
+        return error
 
 
 T = TypeVar("T")
@@ -165,9 +123,9 @@ def encode_answer(parameters: Any) -> bytes:
 
 def encode_refusal(error: KitfsError) -> bytes:
     """An error as it goes over the socket: the category of ``kitfs.errors`` it belongs to, message and hint."""
-    category = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-    raw = msgspec.json.encode(Refusal(str(error)[:4096], error.hint[:1024]))
-    return msgspec.json.encode(Answer(msgspec.Raw(raw), f"{INTERFACE}.{category.__name__}")) + b"\0"
+    refusal = Refusal.of(error)
+    raw = msgspec.json.encode(refusal)
+    return msgspec.json.encode(Answer(msgspec.Raw(raw), f"{INTERFACE}.{refusal.category}")) + b"\0"
 
 
 def parse_answer(message: bytes, kind: type[T]) -> T:
@@ -181,12 +139,8 @@ def parse_answer(message: bytes, kind: type[T]) -> T:
     if not answer.error:
         return parse_parameters(answer.parameters, kind)
     refusal = parse_parameters(answer.parameters, Refusal)
-    category = getattr(errors, answer.error.rpartition(".")[2], DaemonError)
-    if not (isinstance(category, type) and issubclass(category, KitfsError)):
-        category = DaemonError
-    error = category(refusal.message or answer.error)
-    error.hint = refusal.hint
-    raise error
+    refusal.category = answer.error.rpartition(".")[2]
+    raise refusal.to_error()
 
 
 def parse_parameters(raw: bytes | msgspec.Raw, kind: type[T]) -> T:
@@ -246,12 +200,20 @@ def socket_path(
     if real == SYSTEM_HOME:
         return SYSTEM_SOCKET
     uid = os.geteuid() if uid is None else uid
-    name = f"{checksum(os.fsencode(real)).hex()}.sock"
+    name = f"{_fnv1a(os.fsencode(real)):032x}.sock"
     runtime = (os.environ if environ is None else environ).get("XDG_RUNTIME_DIR", "")
     path = Path(runtime) / "kitfs" / name
     if _is_folder_of(runtime, uid) and len(os.fsencode(path)) <= SOCKET_PATH_SIZE_MAX:
         return path
     return Path(f"/tmp/kitfs-{uid}") / name
+
+
+def _fnv1a(data: bytes) -> int:
+    """FNV-1a, 128 bits (RFC 9923): tells stores apart; importing a checksum or digest would take longer."""
+    state = _FNV_OFFSET
+    for byte in data:
+        state = (state ^ byte) * _FNV_PRIME & _FNV_MASK
+    return state
 
 
 def _is_folder_of(path: str, uid: int) -> bool:
@@ -298,10 +260,11 @@ def check_socket(path: Path) -> None:
         raise SocketUntrusted(path, f"it belongs to uid {status.st_uid}")
 
 
-def peer_uid(connection: Any) -> int:
-    """The uid at the other end of a connected unix socket (SO_PEERCRED, unix(7))."""
+def peer_owner(connection: Any) -> tuple[int, int]:
+    """The uid and gid at the other end of a connected unix socket (SO_PEERCRED, unix(7))."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    return int(_PEER.unpack(raw)[1])
+    _, uid, gid = _PEER.unpack(raw)
+    return uid, gid
 
 
 def is_fuse_device(descriptor: int) -> bool:
@@ -344,8 +307,9 @@ class ControlConnection:
             connection.settimeout(timeout_s)
             check_socket(path)
             connection.connect(os.fspath(path))
-            if os.geteuid() not in (0, peer_uid(connection)):
-                raise SocketUntrusted(path, f"uid {peer_uid(connection)} listens there")
+            uid, _ = peer_owner(connection)
+            if os.geteuid() not in (0, uid):
+                raise SocketUntrusted(path, f"uid {uid} listens there")
         except OSError as error:
             connection.close()
             raise DaemonUnreachable(f"no daemon answers at {path}: {error.strerror or error}") from None
@@ -387,6 +351,16 @@ class ControlConnection:
                 raise DaemonUnreachable("the daemon closed the connection without an answer")
             self._framer.feed(piece)
         return message
+
+    def finish(self, *, timeout_s: float = 10.0) -> None:
+        """Say that no call follows, and wait until the daemon has closed its end; at most ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while (left_s := deadline - time.monotonic()) > 0:
+                self._socket.settimeout(left_s)
+                if not self._socket.recv(MESSAGE_SIZE_MAX):
+                    break
 
     def close(self) -> None:
         """Close the connection."""

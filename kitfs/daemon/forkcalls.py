@@ -1,7 +1,7 @@
 """What the daemon and its zygote say to each other, one JSON object a datagram.
 
 Used by ``kitfs.daemon.forker`` (the daemon's end) and ``kitfs.daemon.zygote`` (the other). Pure. Descriptors go along
-as SCM_RIGHTS: with a ``ForkCall`` the worker's three in the order of its fields, with an answer to it a pidfd.
+as SCM_RIGHTS: with a ``ForkCall`` the worker's end of its control socket, with an answer to it a pidfd.
 """
 
 from __future__ import annotations
@@ -11,15 +11,6 @@ import msgspec
 DATAGRAM_SIZE_MAX = 16 << 10
 """Longest datagram; the longest path in one is 4096 bytes."""
 
-FORK_DESCRIPTORS = 3
-"""Device, the socket with the copy of INIT, the worker's end of its control socket."""
-
-GO = b'{"go": true}'
-"""First datagram on a worker's control socket: only then does the child touch the device.
-
-A child that the daemon never heard of (its zygote died before it could answer) sees the socket close and ends.
-"""
-
 
 class ForkCall(msgspec.Struct):
     """Daemon to zygote: fork a worker.
@@ -27,14 +18,10 @@ class ForkCall(msgspec.Struct):
     Attributes:
         number: Chosen by the daemon, comes back in the answer.
         home: The store's folder.
-        session: What the worker serves.
-        resend: Whether it follows a worker that died.
     """
 
     number: int
     home: str
-    session: str
-    resend: bool
 
 
 class ZygoteMessage(msgspec.Struct, omit_defaults=True):

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from kitfs.control import encode_descriptors, parse_descriptors
-from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, GO, ForkCall, ZygoteMessage
+from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, ForkCall, ZygoteMessage
 from kitfs.daemon.worker import Worker
 from kitfs.errors import DaemonError
 
@@ -181,46 +181,39 @@ class Forker:
             if self._workers.get(worker.pid) is worker:
                 del self._workers[worker.pid]
 
-    async def fork(self, session: str, *, device: int, init: bytes, resend: bool) -> Worker:
-        """Fork a worker that serves ``session``.
-
-        Args:
-            session: The session's id.
-            device: The connection's device, which the worker gets a copy of.
-            init: The copy of INIT that its libfuse reads.
-            resend: Whether it follows a worker that died.
+    async def fork(self) -> Worker:
+        """Fork a worker, which waits for its first order.
 
         Raises:
             ForkFailed: when the zygote can not fork, hangs, or died each of ``_ATTEMPTS_MAX`` times.
         """
         for _ in range(_ATTEMPTS_MAX - 1):
             with contextlib.suppress(_ZygoteDied):
-                return await self._fork_once(session, device, init, resend)
-        return await self._fork_once(session, device, init, resend)
+                return await self._fork_once()
+        return await self._fork_once()
 
-    async def _fork_once(self, session: str, device: int, init: bytes, resend: bool) -> Worker:
-        """One attempt, with sockets of its own: a child of a lost attempt must see its control socket close."""
-        call = ForkCall(next(self._numbers), os.fspath(self._home), session, resend)
-        init_ours, init_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control_ours, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pending = _Pending(control_ours)
+    async def _fork_once(self) -> Worker:
+        """One attempt, with a socket of its own: a child of a lost attempt must see its control socket close."""
+        call = ForkCall(next(self._numbers), os.fspath(self._home))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pending = _Pending(ours)
         try:
-            with init_ours, init_theirs, control_theirs:
-                init_ours.send(init)
-                worker = await self._call(call, pending, [device, init_theirs.fileno(), control_theirs.fileno()])
-        finally:
+            with theirs:
+                return await self._call(call, pending, theirs.fileno())
+        except BaseException:
             if pending.worker is None:
-                control_ours.close()
-        await worker.send(GO)
-        return worker
+                ours.close()
+            else:
+                pending.worker.kill()
+            raise
 
-    async def _call(self, call: ForkCall, pending: _Pending, descriptors: list[int]) -> Worker:
+    async def _call(self, call: ForkCall, pending: _Pending, control: int) -> Worker:
         self._pending[call.number] = pending
         self._wanted.set()
         try:
             with trio.fail_after(_FORK_TIMEOUT_S):
                 await self._zygote_came.wait()
-                await self._send(call, descriptors)
+                await self._send(call, control)
                 await pending.done.wait()
         except trio.TooSlowError:
             if self._zygote:
@@ -234,11 +227,11 @@ class Forker:
             raise ForkFailed(f"no worker could be forked: {pending.error}")
         raise _ZygoteDied("no worker could be forked: the zygote died")
 
-    async def _send(self, call: ForkCall, descriptors: list[int]) -> None:
+    async def _send(self, call: ForkCall, control: int) -> None:
         """Send a call to the zygote; when it turns out to be dead, whoever follows it sets ``done``."""
         async with self._sending:
             zygote = self._zygote
             if zygote is None:
                 raise _ZygoteDied("no worker could be forked: the zygote died")
             with contextlib.suppress(OSError):
-                await zygote.socket.sendmsg([msgspec.json.encode(call)], encode_descriptors(descriptors))
+                await zygote.socket.sendmsg([msgspec.json.encode(call)], encode_descriptors([control]))

@@ -17,7 +17,18 @@ from typing import Any
 import trio
 
 from kitfs import __version__, control
-from kitfs.control import MessageMalformed, Nothing
+from kitfs.calls import (
+    ListAnswer,
+    MountCall,
+    Nothing,
+    PingAnswer,
+    PrepareAnswer,
+    PrepareCall,
+    WaitEndedAnswer,
+    WaitEndedCall,
+)
+from kitfs.control import MessageMalformed
+from kitfs.daemon.prepared import Prepared
 from kitfs.daemon.table import Table
 from kitfs.errors import BusyError, KitfsError, UsageError
 
@@ -26,6 +37,9 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 256
 CALL_TIMEOUT_S = 10.0
 """For sending a whole call, and for taking an answer."""
+
+MOUNT_TIMEOUT_S = 60.0
+"""From the answer to ``Prepare`` to the whole ``Mount``: the client runs fusermount3, which takes 2 ms."""
 
 WAIT_MAX_S = 60.0
 _PIECE_SIZE = 16 << 10
@@ -40,17 +54,22 @@ class DescriptorRefused(UsageError):
     """A descriptor where none belongs, none where one does, several, or not /dev/fuse."""
 
 
+class NotPrepared(UsageError):
+    """``Mount`` of a session that its connection has not prepared, or ``Prepare`` where one is prepared."""
+
+
 class DaemonBusy(BusyError):
     """The daemon can not do this now."""
 
 
 class _Conversation:
-    """One connection: what was received of the next call, and the descriptors that came with it."""
+    """One connection: what was received of the next call, the descriptors that came with it, what it has prepared."""
 
     def __init__(self, stream: trio.socket.SocketType) -> None:
         self.stream = stream
         self.scope = trio.CancelScope()
         self.answering = False
+        self.prepared: Prepared | None = None
         self._framer = control.Framer()
         self._descriptors: list[int] = []
 
@@ -113,6 +132,7 @@ class Server:
             "List": self._list,
             "Mount": self._mount,
             "Ping": self._ping,
+            "Prepare": self._prepare,
             "Stop": self._grant_stop,
             "WaitEnded": self._wait_ended,
         }
@@ -133,7 +153,7 @@ class Server:
                 self._admit(stream, nursery)
 
     def _admit(self, stream: trio.socket.SocketType, nursery: trio.Nursery) -> None:
-        uid = control.peer_uid(stream)
+        uid = control.peer_owner(stream)[0]
         if uid not in (0, os.geteuid()):
             log.warning("a connection of uid %d was refused", uid)
             stream.close()
@@ -148,7 +168,7 @@ class Server:
     def _make_room(self) -> bool:
         """End the connection that has waited longest without a whole call. False when all are being answered."""
         for conversation in self._conversations:
-            if not conversation.answering:
+            if not conversation.answering and conversation.prepared is None:
                 del self._conversations[conversation]
                 conversation.scope.cancel()
                 return True
@@ -162,12 +182,14 @@ class Server:
             log.info("a connection ended: %r", error)
         finally:
             self._conversations.pop(conversation, None)
+            if conversation.prepared is not None:
+                await self._table.abandon(conversation.prepared)
             conversation.close()
 
     async def _answer_calls(self, conversation: _Conversation) -> None:
         while True:
             try:
-                with trio.fail_after(CALL_TIMEOUT_S):
+                with trio.fail_after(MOUNT_TIMEOUT_S if conversation.prepared else CALL_TIMEOUT_S):
                     message = await conversation.receive()
                 if message is None:
                     return
@@ -192,21 +214,38 @@ class Server:
             raise MethodUnknown(f"the daemon has no method {call.method[:100]!r}")
         return await method(conversation, call)
 
-    async def _ping(self, _conversation: _Conversation, _call: control.Call) -> control.PingAnswer:
-        return control.PingAnswer(__version__, os.getpid(), self._home)
+    async def _ping(self, _conversation: _Conversation, _call: control.Call) -> PingAnswer:
+        return PingAnswer(__version__, os.getpid(), self._home)
 
-    async def _list(self, _conversation: _Conversation, _call: control.Call) -> control.ListAnswer:
-        return control.ListAnswer(await self._table.states())
+    async def _list(self, _conversation: _Conversation, _call: control.Call) -> ListAnswer:
+        return ListAnswer(await self._table.states())
+
+    async def _prepare(self, conversation: _Conversation, call: control.Call) -> PrepareAnswer:
+        parameters = control.parse_parameters(call.parameters, PrepareCall)
+        if conversation.prepared is not None:
+            raise NotPrepared("a session is prepared on this connection already")
+        prepared = conversation.prepared = await self._table.prepare(
+            parameters, *control.peer_owner(conversation.stream)
+        )
+        if prepared is None:
+            return PrepareAnswer(import_first=True)
+        return PrepareAnswer(prepared.session, prepared.reference)
 
     async def _mount(self, conversation: _Conversation, call: control.Call) -> Nothing:
-        parameters = control.parse_parameters(call.parameters, control.MountCall)
-        await self._table.mount(parameters, conversation.take_device())
+        parameters = control.parse_parameters(call.parameters, MountCall)
+        device = conversation.take_device()
+        prepared = conversation.prepared
+        if prepared is None or prepared.session != parameters.session:
+            os.close(device)
+            raise NotPrepared(f"no session {parameters.session[:100]!r} is prepared on this connection")
+        conversation.prepared = None
+        await self._table.mount(prepared, parameters, device)
         return Nothing()
 
-    async def _wait_ended(self, _conversation: _Conversation, call: control.Call) -> control.WaitEndedAnswer:
-        parameters = control.parse_parameters(call.parameters, control.WaitEndedCall)
+    async def _wait_ended(self, _conversation: _Conversation, call: control.Call) -> WaitEndedAnswer:
+        parameters = control.parse_parameters(call.parameters, WaitEndedCall)
         timeout_s = min(max(parameters.timeout_s, 0.0), WAIT_MAX_S)
-        return control.WaitEndedAnswer(await self._table.wait_ended(parameters.session, timeout_s))
+        return WaitEndedAnswer(await self._table.wait_ended(parameters.session, timeout_s))
 
     async def _grant_stop(self, _conversation: _Conversation, _call: control.Call) -> Nothing:
         if len(self._table):

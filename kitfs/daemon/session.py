@@ -1,16 +1,17 @@
 """One mount: its device, its INIT, and always one worker, until the kernel says that the mount is gone.
 
-Used by ``kitfs.daemon.table``. States: *starting* (INIT, first worker) → *serving* (a worker, or between two of them)
-→ *ended*. A session ends when the device reports POLLERR (unmounted or aborted), when its first worker can not start,
-when workers keep dying, or when the daemon stops. On every way out the worker is dead and reaped, the device is
-closed and the session's record is gone, in this order; with the last copy of the device gone, whoever still waits
-for the mount gets ENOTCONN.
+Used by ``kitfs.daemon.table``, which hands over the worker that has prepared the session. States: *starting* (INIT,
+first worker) → *serving* (a worker, or between two of them) → *ended*. A session ends when the device reports POLLERR
+(unmounted or aborted), when its first worker can not start, when workers keep dying, or when the daemon stops. On
+every way out the worker is dead and reaped, the device is closed and the session's record is gone, in this order;
+with the last copy of the device gone, whoever still waits for the mount gets ENOTCONN.
 
 It never reads or stats a path below the mount, and never looks whether the mount is still there (fuse.md 2.9, 2.10).
 """
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import logging
 import os
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from kitfs.control import MountCall, MountState
+from kitfs.calls import MountState
 from kitfs.daemon.forker import Forker, ForkFailed
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
 from kitfs.errors import FuseError, KitfsError
 from kitfs.fuse import protocol
+from kitfs.fuse.orders import ServeOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +36,6 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT_S = 5.0
 """The kernel queues INIT while it mounts, so it is there when the descriptor arrives."""
-
-START_TIMEOUT_S = 60.0
-"""A worker builds its tree first: 0.02 s for a kit of 12 files, some seconds for a million."""
 
 GRACE_S = 2.0
 """For how long a worker may take to notice that its mount is gone."""
@@ -81,18 +80,27 @@ class Session:
     """A mount that the daemon serves.
 
     Attributes:
-        call: What the client said of it.
+        id: Its identity.
         outcome: How its start went.
         ended: Set when nothing is left of it.
     """
 
-    def __init__(self, call: MountCall, device: int, forker: Forker) -> None:
-        self.call = call
+    def __init__(self, state: MountState, device: int, forker: Forker, worker: Worker) -> None:
+        """Take over a mount.
+
+        Args:
+            state: What ``List`` shows of it before it serves.
+            device: Its device.
+            forker: Where later workers come from.
+            worker: The first one, which has prepared the session.
+        """
+        self.id = state.session
         self.outcome = Outcome(trio.Event())
         self.ended = trio.Event()
         self._device = device
         self._forker = forker
-        self._worker: Worker | None = None
+        self._worker = worker
+        self._first_state = state
         self._restarts = 0
         self._began_s = trio.current_time()
 
@@ -109,17 +117,18 @@ class Session:
                 nursery.cancel_scope.cancel()
         except* KitfsError as group:
             error = group.exceptions[0]
-            log.error("session %s of %s: %s", self.call.session, self.call.reference, error)
+            log.error("session %s of %s: %s", self.id, self._first_state.reference, error)
             self.outcome.settle(error if isinstance(error, KitfsError) else None)
         except* Exception as group:  # one mount's trouble, the device's included, must not end the others
-            log.exception("session %s of %s", self.call.session, self.call.reference)
+            log.exception("session %s of %s", self.id, self._first_state.reference)
             self.outcome.settle(DeviceUnusable(f"the FUSE device can not be used: {group.exceptions[0]}"))
         finally:
+            await self._end_worker()
             os.close(self._device)
             end_record()
             self.outcome.settle(SessionEnded("the mount went away while it was being made"))
             self.ended.set()
-            log.info("session %s of %s has ended", self.call.session, self.call.reference)
+            log.info("session %s of %s has ended", self.id, self._first_state.reference)
 
     async def _watch_device(self, scope: trio.CancelScope) -> None:
         """Cancel ``scope`` when the device reports POLLERR.
@@ -129,7 +138,7 @@ class Session:
         with select.epoll() as watcher:
             watcher.register(self._device, 0)
             await trio.lowlevel.wait_readable(watcher.fileno())
-        log.info("session %s of %s: unmounted", self.call.session, self.call.reference)
+        log.info("session %s of %s: unmounted", self.id, self._first_state.reference)
         scope.cancel()
 
     async def _serve(self) -> None:
@@ -142,11 +151,11 @@ class Session:
                 failures = 0
             except WorkerFailed as error:
                 if not self.outcome.done.is_set():
-                    raise
-                log.error("session %s: %s", self.call.session, error)
+                    raise error.reason from None
+                log.error("session %s: %s", self.id, error)
                 failures += 1
             except (WorkerDied, ForkFailed) as error:
-                log.warning("session %s: %s", self.call.session, error)
+                log.warning("session %s: %s", self.id, error)
                 failures += 1
             if self._is_unmounted():
                 return
@@ -176,24 +185,26 @@ class Session:
         return protocol.mask_init(request, protocol.negotiate(request))
 
     async def _run_worker(self, init: bytes, *, resend: bool) -> None:
-        """Fork a worker and return when it is dead and reaped."""
-        worker = await self._forker.fork(self.call.session, device=self._device, init=init, resend=resend)
-        self._worker = worker
+        """Have a worker serve, the prepared one or a successor, and return when it is dead and reaped."""
+        if resend:
+            self._worker = await self._forker.fork()
+        worker = self._worker
         try:
-            with trio.move_on_after(START_TIMEOUT_S) as scope:
-                await worker.wait_started()
-            if scope.cancelled_caught:
-                raise WorkerDied(f"a worker did not serve within {START_TIMEOUT_S:g} s and was killed")
+            await worker.serve(ServeOrder(self.id, resend), device=self._device, init=init)
             self.outcome.settle()
             await worker.dead.wait()
-            log.warning("session %s: worker %d %s", self.call.session, worker.pid, worker.end())
+            log.warning("session %s: worker %d %s", self.id, worker.pid, worker.end())
         finally:
-            with trio.CancelScope(shield=True):
-                if self._is_unmounted():
-                    with trio.move_on_after(GRACE_S):
-                        await worker.dead.wait()
-                worker.kill()
-                await worker.dead.wait()
+            await self._end_worker()
+
+    async def _end_worker(self) -> None:
+        """Wait until the worker is dead and reaped; it may notice by itself that its mount is gone."""
+        with trio.CancelScope(shield=True):
+            if self._is_unmounted():
+                with trio.move_on_after(GRACE_S):
+                    await self._worker.dead.wait()
+            self._worker.kill()
+            await self._worker.dead.wait()
 
     def _is_unmounted(self) -> bool:
         poll = select.poll()
@@ -202,10 +213,10 @@ class Session:
 
     async def state(self) -> MountState:
         """What ``List`` shows of it."""
-        call = self.call
-        state = MountState(call.session, call.mountpoint, call.reference, call.device, restarts=self._restarts)
+        state = copy.copy(self._first_state)
+        state.restarts = self._restarts
         state.uptime_s = round(trio.current_time() - self._began_s, 3)
-        if self._worker is not None and self.outcome.done.is_set():
+        if self.outcome.done.is_set():
             stats = await self._worker.stats()
             state.pid = self._worker.pid
             state.reads, state.bytes_read = stats.reads, stats.bytes_read

@@ -1,4 +1,4 @@
-"""The daemon's sessions by id: start one, list them, wait for an end.
+"""The daemon's sessions by id: prepare one, start it, list them, wait for an end.
 
 Used by ``kitfs.daemon.server``. Touches of the store only ``sessions/``: it holds a record's lock for as long as it
 serves the session, so that garbage collection leaves it alone between two workers, and removes the record at its end.
@@ -6,21 +6,20 @@ serves the session, so that garbage collection leaves it alone between two worke
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 from pathlib import Path
 
 import trio
 
-from kitfs.control import MountCall, MountState
+from kitfs.calls import MountCall, MountState, PrepareCall
 from kitfs.daemon.forker import Forker
+from kitfs.daemon.prepared import Prepared, remove_record
 from kitfs.daemon.session import Session
-from kitfs.errors import BusyError, KitfsError
+from kitfs.daemon.worker import WorkerDied, WorkerFailed
+from kitfs.errors import BusyError
+from kitfs.fuse.orders import PrepareOrder
 from kitfs.store.layout import Layout
-from kitfs.store.sessions import HeldSession, end_session, open_session
-
-log = logging.getLogger(__name__)
+from kitfs.store.sessions import HeldSession, new_session_id, open_session
 
 SESSIONS_MAX = 1000
 """Mounts of one daemon; fusermount3 lets a user have as many (``mount_max``)."""
@@ -30,10 +29,6 @@ class TooManyMounts(BusyError):
     """The daemon serves as many mounts as it may."""
 
     hint = "kitfs umount some"
-
-
-class SessionTaken(BusyError):
-    """A session that is being served already."""
 
 
 class Table:
@@ -49,28 +44,64 @@ class Table:
         self._forker = forker
         self._nursery = nursery
         self._sessions: dict[str, Session] = {}
+        self._prepared: set[Prepared] = set()
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._sessions) + len(self._prepared)
 
-    async def mount(self, call: MountCall, device: int) -> None:
-        """Serve a session and return when its mount can be read. Takes over ``device`` whatever happens.
+    async def prepare(self, call: PrepareCall, uid: int, gid: int) -> Prepared | None:
+        """Have a worker make a session and hold it; ``mount`` or ``abandon`` must follow.
+
+        Returns:
+            None when the client must import something first; nothing was made then.
 
         Raises:
-            SessionTaken: when it is being served already.
             TooManyMounts: at ``SESSIONS_MAX``.
-            KitfsError: when there is no such session, or why it can not be served; nothing is left of it then.
+            KitfsError: why it can not be mounted; nothing is left of it then.
         """
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, device)
-            if call.session in self._sessions:
-                raise SessionTaken(f"session {call.session} is served already")
-            if len(self._sessions) >= SESSIONS_MAX:
-                raise TooManyMounts(f"{SESSIONS_MAX} mounts are served already")
-            held = open_session(self._layout, call.session)
-            stack.pop_all()
-        session = Session(call, device, self._forker)
-        self._sessions[call.session] = session
+        if len(self) >= SESSIONS_MAX:
+            raise TooManyMounts(f"{SESSIONS_MAX} mounts are served already")
+        prepared = Prepared(new_session_id(), call)
+        self._prepared.add(prepared)
+        self._note_change()
+        try:
+            worker = prepared.worker = await self._forker.fork()
+            answer = await worker.prepare(PrepareOrder(prepared.session, call, uid, gid))
+            if answer.import_first:
+                await self.abandon(prepared)
+                return None
+            prepared.reference = answer.reference
+            prepared.held = open_session(self._layout, prepared.session)
+        except WorkerFailed as error:
+            await self.abandon(prepared)
+            raise error.reason from None
+        except BaseException:
+            await self.abandon(prepared)
+            raise
+        return prepared
+
+    async def abandon(self, prepared: Prepared) -> None:
+        """Leave nothing of what was prepared. Goes on when cancelled."""
+        await prepared.abandon(self._layout)
+        self._prepared.discard(prepared)
+        self._note_change()
+
+    async def mount(self, prepared: Prepared, call: MountCall, device: int) -> None:
+        """Serve a session and return when its mount can be read. Takes over both arguments whatever happens.
+
+        Raises:
+            WorkerDied: when its worker has died meanwhile.
+            KitfsError: why it can not be served; nothing is left of it then.
+        """
+        worker, held = prepared.worker, prepared.held
+        if worker is None or held is None or worker.dead.is_set():
+            os.close(device)
+            await self.abandon(prepared)
+            raise WorkerDied(f"the worker {worker.end() if worker else 'ended'} before anything was mounted")
+        state = MountState(prepared.session, prepared.call.mountpoint, prepared.reference, call.device)
+        session = Session(state, device, self._forker, worker)
+        self._prepared.discard(prepared)
+        self._sessions[prepared.session] = session
         self._note_change()
         self._nursery.start_soon(self._follow, session, held)
         await session.outcome.done.wait()
@@ -81,11 +112,8 @@ class Table:
     async def _follow(self, session: Session, held: HeldSession) -> None:
         def end_record() -> None:
             held.close()
-            try:
-                end_session(self._layout, session.call.session)
-            except (KitfsError, OSError) as error:
-                log.error("session %s: its record could not be removed: %s", session.call.session, error)
-            del self._sessions[session.call.session]
+            remove_record(self._layout, session.id)
+            del self._sessions[session.id]
             self._note_change()
 
         await session.run(end_record)
@@ -108,10 +136,10 @@ class Table:
         states: dict[str, MountState] = {}
 
         async def ask(session: Session) -> None:
-            states[session.call.session] = await session.state()
+            states[session.id] = await session.state()
 
         sessions = list(self._sessions.values())
         async with trio.open_nursery() as nursery:
             for session in sessions:
                 nursery.start_soon(ask, session)
-        return [states[session.call.session] for session in sessions]
+        return [states[session.id] for session in sessions]

@@ -1,7 +1,7 @@
 """A worker process as the daemon sees it: its pidfd, its control socket, its last counters, its end.
 
-Made by ``kitfs.daemon.forker``, used by ``kitfs.daemon.session``. ``dead`` is set only when the process is gone *and*
-reaped, so that whoever follows it may ask the kernel to send its unanswered requests again.
+Made by ``kitfs.daemon.forker``, used by ``kitfs.daemon.table`` and ``kitfs.daemon.session``. ``dead`` is set only when
+the process is gone *and* reaped, so that whoever follows it may ask the kernel to send its unanswered requests again.
 """
 
 from __future__ import annotations
@@ -9,35 +9,37 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+from collections.abc import Sequence
 
 import msgspec
 import trio
 
+from kitfs.calls import PrepareAnswer
+from kitfs.control import Refusal, encode_descriptors
 from kitfs.errors import KitfsError
+from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, PrepareOrder, ServeOrder, WorkerMessage
 
-_DATAGRAM_SIZE_MAX = 64 << 10
+START_TIMEOUT_S = 60.0
+"""For one order. A worker builds its tree: 0.02 s for a kit of 12 files, some seconds for a million."""
+
 _STATS_TIMEOUT_S = 1.0
 
 
 class WorkerFailed(KitfsError):
-    """A worker could not start; the message is its own."""
+    """A worker could not carry out its order.
+
+    Attributes:
+        reason: Why, in its own words and category.
+    """
+
+    def __init__(self, reason: KitfsError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class WorkerDied(KitfsError):
     """A worker ended before it could serve."""
-
-
-class WorkerMessage(msgspec.Struct):
-    """What a worker sends: that it serves, or why it can not, or its counters."""
-
-    ready: bool = False
-    failed: str = ""
-    reads: int = 0
-    bytes_read: int = 0
-    opens: int = 0
-    lookups: int = 0
-    native: float = 0.0
-    state: str = "lazy"
 
 
 class Worker:
@@ -56,8 +58,10 @@ class Worker:
         self._pidfd = pidfd
         self._control = control
         self._parent_has_spoken = trio.Event()
+        self._prepared = trio.Event()
         self._started = trio.Event()
-        self._failed = ""
+        self._answer = PrepareAnswer()
+        self._failed: Refusal | None = None
         self._stats = WorkerMessage(state="starting")
         self._stats_came = trio.Event()
 
@@ -88,6 +92,7 @@ class Worker:
         os.close(self._pidfd)
         self._control.close()
         self.dead.set()
+        self._prepared.set()
         self._started.set()
         self._stats_came.set()
 
@@ -100,44 +105,75 @@ class Worker:
     async def _listen(self) -> None:
         while True:
             try:
-                raw = await self._control.recv(_DATAGRAM_SIZE_MAX)
+                raw = await self._control.recv(DATAGRAM_SIZE_MAX)
                 message = msgspec.json.decode(raw, type=WorkerMessage) if raw else None
             except (OSError, msgspec.DecodeError, UnicodeDecodeError):
                 self.kill()
                 return
             if message is None:
                 return
-            if message.ready or message.failed:
+            if message.prepared:
+                self._answer = message.prepared
+                self._prepared.set()
+            elif message.ready or message.failed:
                 self._failed = message.failed
+                self._prepared.set()
                 self._started.set()
             else:
                 self._stats = message
                 self._stats_came.set()
 
-    async def send(self, datagram: bytes) -> None:
+    async def _send(self, datagram: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a datagram; nothing happens when it is dead."""
         with contextlib.suppress(OSError):
-            await self._control.send(datagram)
+            await self._control.sendmsg([datagram], encode_descriptors(descriptors) if descriptors else [])
 
-    async def wait_started(self) -> None:
-        """Wait until it serves.
+    async def prepare(self, order: PrepareOrder) -> PrepareAnswer:
+        """Have it make a session and hold it, or say that something must be imported first.
 
         Raises:
-            WorkerFailed: when it says that it can not.
-            WorkerDied: when it died first.
+            WorkerFailed: when it can not.
+            WorkerDied: when it died, or took longer than ``START_TIMEOUT_S`` and was killed.
         """
-        await self._started.wait()
+        await self._send(msgspec.json.encode(order))
+        await self._wait(self._prepared, "prepare its session")
+        return self._answer
+
+    async def serve(self, order: ServeOrder, *, device: int, init: bytes) -> None:
+        """Have it serve a session, and wait until it does.
+
+        Args:
+            order: Which session.
+            device: The connection's device, which it gets a copy of.
+            init: The copy of INIT that its libfuse reads.
+
+        Raises:
+            WorkerFailed: when it can not.
+            WorkerDied: when it died, or took longer than ``START_TIMEOUT_S`` and was killed.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            ours.send(init)
+            await self._send(msgspec.json.encode(order), [device, theirs.fileno()])
+        await self._wait(self._started, "serve")
+
+    async def _wait(self, event: trio.Event, purpose: str) -> None:
+        with trio.move_on_after(START_TIMEOUT_S) as scope:
+            await event.wait()
+        if scope.cancelled_caught:
+            self.kill()
+            raise WorkerDied(f"a worker did not {purpose} within {START_TIMEOUT_S:g} s and was killed")
         if self._failed:
-            raise WorkerFailed(self._failed)
+            raise WorkerFailed(self._failed.to_error())
         if self.dead.is_set():
-            raise WorkerDied(f"the worker {self.end()} before it could serve")
+            raise WorkerDied(f"the worker {self.end()} before it could {purpose}")
 
     async def stats(self) -> WorkerMessage:
         """Its counters; the last known ones when it does not answer within a second."""
         self._stats_came = trio.Event()
         if not self.dead.is_set():
             with trio.move_on_after(_STATS_TIMEOUT_S):
-                await self.send(b'{"stats": true}')
+                await self._send(b'{"stats": true}')
                 await self._stats_came.wait()
         return self._stats
 

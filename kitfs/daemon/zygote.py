@@ -21,7 +21,7 @@ from typing import NoReturn
 import msgspec
 
 from kitfs.control import parse_descriptors
-from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, FORK_DESCRIPTORS, GO, ForkCall, ZygoteMessage
+from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, ForkCall, ZygoteMessage
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,8 @@ class Zygote:
                     return
 
     def _answer(self) -> bool:
-        room = socket.CMSG_LEN(4 * FORK_DESCRIPTORS)
         try:
-            raw, ancillary, _, _ = self._daemon.recvmsg(DATAGRAM_SIZE_MAX, room, socket.MSG_CMSG_CLOEXEC)
+            raw, ancillary, _, _ = self._daemon.recvmsg(DATAGRAM_SIZE_MAX, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return False
         descriptors = parse_descriptors(ancillary)
@@ -73,7 +72,7 @@ class Zygote:
         return True
 
     def _fork(self, call: ForkCall, descriptors: list[int]) -> None:
-        if len(descriptors) != FORK_DESCRIPTORS:
+        if len(descriptors) != 1:
             self._send(ZygoteMessage(number=call.number, error=f"{len(descriptors)} descriptors came along"))
             return
         try:
@@ -82,7 +81,7 @@ class Zygote:
             self._send(ZygoteMessage(number=call.number, error=f"fork: {error.strerror}"))
             return
         if pid == 0:
-            self._become_worker(call, descriptors)
+            self._become_worker(call, descriptors[0])
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
@@ -102,27 +101,22 @@ class Zygote:
         except OSError as error:
             log.warning("the daemon does not listen: %s", error)
 
-    def _become_worker(self, call: ForkCall, descriptors: list[int]) -> NoReturn:
+    def _become_worker(self, call: ForkCall, control: int) -> NoReturn:
         try:
             self._daemon.close()
             for pidfd in self._children:
                 os.close(pidfd)
             name_process("kitfs-worker")
-            device, init, control = descriptors
-            if os.read(control, len(GO)) == GO:
-                _serve(call, device, init, control)
+            _run_worker(Path(call.home), control)
         except BaseException:  # nothing may return into the zygote's loop from a child
-            log.exception("worker of session %s", call.session)
+            log.exception("a worker")
             os._exit(_ENDED_BADLY)
-        os._exit(0)
 
 
-def _serve(call: ForkCall, device: int, init: int, control: int) -> None:
+def _run_worker(home: Path, control: int) -> NoReturn:
     from kitfs.fuse.worker import run_worker
 
-    run_worker(
-        home=Path(call.home), session_id=call.session, device=device, init=init, control=control, resend=call.resend
-    )
+    run_worker(home=home, control=control)
 
 
 def name_process(name: str) -> None:

@@ -1,8 +1,9 @@
 """The worker process: serves one mount, from a session's record alone.
 
-Forked by ``kitfs.daemon.zygote``, and by nobody else. It opens store and session after the fork, takes the device
-over from the daemon, answers the daemon's questions on a SOCK_SEQPACKET socket, and ends when the device is gone.
-When the daemon dies it goes on serving.
+Forked by ``kitfs.daemon.zygote``, and by nobody else. It takes orders from the daemon on a SOCK_SEQPACKET socket
+(``kitfs.fuse.orders``), opens store and session after the fork, takes the device over, answers the daemon's questions,
+and ends when the device is gone. The first worker of a session also makes it, before anything is mounted: what that
+needs is imported here already, and would cost the client 24 ms. When the daemon dies a worker goes on serving.
 
 It never opens or stats a path below a mount, starts no process, and lets no descriptor be inherited: a process that
 holds both a mount's device and a file below it hangs in exit, unkillable.
@@ -24,18 +25,26 @@ import struct
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import trio
 
+from kitfs.calls import PrepareAnswer, PrepareCall
+from kitfs.control import Refusal, parse_descriptors
 from kitfs.errors import KitfsError
 from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover, run_session
 from kitfs.fuse.operations import KitOperations
+from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, SERVE_DESCRIPTORS, Order, PrepareOrder, ServeOrder, WorkerMessage
+from kitfs.modelkit.sessions import prepare_session
 from kitfs.modelkit.view import View, open_view
+from kitfs.oci.reference import parse_reference
+from kitfs.store.sessions import HeldSession, SessionOptions
 from kitfs.store.store import Store
+from kitfs.transfer.kit_refresh import is_import_due
 
 log = logging.getLogger(__name__)
 
-_DATAGRAM_SIZE_MAX = 4096
+_QUESTION_SIZE_MAX = 4096
 _FAILED = 70
 """Exit code of a worker that could not serve (EX_SOFTWARE, sysexits.h)."""
 
@@ -47,32 +56,82 @@ _CAPABILITY_VERSION_3 = 0x20080522
 """``linux/prctl.h`` and ``linux/capability.h``."""
 
 
-def run_worker(*, home: Path, session_id: str, device: int, init: int, control: int, resend: bool) -> NoReturn:
-    """Serve a session until its mount is gone, then end the process: 0 when it is gone, 70 when serving failed.
+def run_worker(*, home: Path, control: int) -> NoReturn:
+    """Carry orders out until the mount is gone, then end the process: 0 when it is gone, 70 when it went wrong.
 
     Args:
         home: The store.
-        session_id: The session.
-        device: The connection's device.
-        init: The SOCK_SEQPACKET end that holds the copy of INIT.
         control: A SOCK_SEQPACKET socket to the daemon.
-        resend: Whether a worker that had this device has died and has been reaped.
     """
     code = _FAILED
     connection = socket.socket(fileno=control)
     try:
-        _prepare_process()
-        with Store.open(home, create=False) as store, store.open_session(session_id) as session:
-            serve(open_view(store, session), Handover(device=device, init=init, resend=resend), connection)
+        order, descriptors = receive_order(connection)
+        if order is not None:
+            _prepare_process()
+            with Store.open(home, create=False) as store:
+                _carry_out(store, order, descriptors, connection)
         code = 0
     except (KitfsError, OSError) as error:
-        log.error("session %s: %s", session_id, error)
+        log.error("%s", error)
         _report_failure(connection, error)
     except BaseException as error:  # nothing may return into the zygote from its child
-        log.exception("session %s", session_id)
+        log.exception("a worker ends")
         _report_failure(connection, error)
     logging.shutdown()
     os._exit(code)
+
+
+def receive_order(connection: socket.socket) -> tuple[Order | None, list[int]]:
+    """The next order and what came with it, or None when the daemon has closed its end."""
+    room = socket.CMSG_LEN(4 * SERVE_DESCRIPTORS)
+    try:
+        raw, ancillary, _, _ = connection.recvmsg(DATAGRAM_SIZE_MAX, room, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None, []
+    return msgspec.json.decode(raw, type=Order) if raw else None, parse_descriptors(ancillary)
+
+
+def _carry_out(store: Store, order: Order, descriptors: list[int], connection: socket.socket) -> None:
+    if isinstance(order, ServeOrder):
+        with store.open_session(order.session) as session:
+            _serve_session(open_view(store, session), order, descriptors, connection)
+        return
+    if _is_import_due(store, order.call):
+        _say(connection, WorkerMessage(prepared=PrepareAnswer(import_first=True)))
+        return
+    with _prepare(store, order) as session:
+        view = open_view(store, session)
+        _say(connection, WorkerMessage(prepared=PrepareAnswer(session.id, session.record.reference)))
+        following, descriptors = receive_order(connection)
+        if isinstance(following, ServeOrder):
+            _serve_session(view, following, descriptors, connection)
+        else:
+            store.end_session(session.id)
+
+
+def _is_import_due(store: Store, call: PrepareCall) -> bool:
+    return bool(call.reference and call.kitops_home) and is_import_due(
+        store, Path(call.kitops_home), parse_reference(call.reference)
+    )
+
+
+def _prepare(store: Store, order: PrepareOrder) -> HeldSession:
+    call = order.call
+    return prepare_session(
+        store,
+        parse_reference(call.reference) if call.reference else None,
+        session_id=order.session,
+        mountpoint=Path(call.mountpoint),
+        uid=order.uid,
+        gid=order.gid,
+        options=SessionOptions(modes=call.modes, meta=call.meta),
+    )
+
+
+def _serve_session(view: View, order: ServeOrder, descriptors: list[int], connection: socket.socket) -> None:
+    device, init = descriptors
+    serve(view, Handover(device=device, init=init, resend=order.resend), connection)
 
 
 def serve(view: View, handover: Handover, connection: socket.socket) -> None:
@@ -103,7 +162,7 @@ async def _answer_daemon(handover: Handover, connection: socket.socket, counters
     daemon = trio.socket.from_stdlib_socket(connection)
     try:
         await daemon.send(b'{"ready": true}')
-        while question := await daemon.recv(_DATAGRAM_SIZE_MAX):
+        while question := await daemon.recv(_QUESTION_SIZE_MAX):
             if parse_question(question):
                 await daemon.send(encode_counters(counters))
     except OSError as error:
@@ -157,8 +216,13 @@ def _prepare_process() -> None:
 
 
 def _report_failure(connection: socket.socket, error: BaseException) -> None:
-    message = f"{error}" if isinstance(error, KitfsError | OSError) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, KitfsError):
+        error = KitfsError(f"{error}" if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+    _say(connection, WorkerMessage(failed=Refusal.of(error)))
+
+
+def _say(connection: socket.socket, message: WorkerMessage) -> None:
     try:
-        connection.send(json.dumps({"failed": message[:2000] or type(error).__name__}).encode())
+        connection.send(msgspec.json.encode(message))
     except OSError as gone:
         log.info("the daemon is gone: %s", gone)

@@ -1,7 +1,7 @@
 """Resolving a mount once: the record from which a worker, and every successor of it, builds the same tree.
 
-Used by the client, in its own process. When ``prepare_session`` returns, the record is on disk and fsynced, its
-lock is held, and garbage collection keeps everything it names.
+Used by a mount's first worker, before anything is mounted. When ``prepare_session`` returns, the record is on disk and
+fsynced, its lock is held, and garbage collection keeps everything it names.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def prepare_session(
     uid: int,
     gid: int,
     options: SessionOptions,
+    session_id: str | None = None,
 ) -> HeldSession:
     """Resolve what a mount shows and record it. The tree itself is built by the worker.
 
@@ -54,6 +55,7 @@ def prepare_session(
         uid: The user who mounts.
         gid: That user's group.
         options: Modes, and whether ``.kitfs/`` is shown.
+        session_id: Name of the session, None to make one up.
 
     Raises:
         ModelKitNotFound: when the ModelKit or a parent is not in the store.
@@ -64,7 +66,7 @@ def prepare_session(
         for digest in resolved.digests if resolved else ():
             lease.hold(digest)
         record = SessionRecord(
-            id=new_session_id(),
+            id=session_id or new_session_id(),
             kind="kit" if resolved else "all",
             mountpoint=str(mountpoint),
             uid=uid,

@@ -7,6 +7,8 @@ stays. A look that finds nothing new reads two small files and writes nothing.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +74,45 @@ def find_in_kit_storage(kitops_home: Path, reference: Reference) -> Digest | Non
     return entry.descriptor.digest if entry else None
 
 
+def is_import_due(store: Store, kitops_home: Path, reference: Reference) -> bool:
+    """Whether ``refresh_from_kit_storage`` might do or say anything. Imports and writes nothing.
+
+    True also where that can not be found out here: whoever asked may have other rights, or another mount namespace.
+    """
+    if not os.access(kitops_home, os.R_OK | os.X_OK):
+        return True
+    try:
+        folder = storage_folder(kitops_home)
+        if folder is None:
+            return False
+        source = KitStorage(folder)
+        try:
+            return any(_is_news(store, source, wanted) for wanted in _iter_chain(store, reference))
+        finally:
+            source.close()
+    except (MalformedError, OSError):
+        return True
+
+
+def _iter_chain(store: Store, reference: Reference) -> Iterator[Reference]:
+    """A reference and the parents of its ModelKit, each as the store has it once the one before was dealt with."""
+    wanted: Reference | None = reference
+    for _ in range(PARENTS_MAX + 1):
+        if wanted is None:
+            break
+        yield wanted
+        digest = find_digest(store, wanted)
+        wanted = find_parent_stored(store, digest) if digest else None
+
+
+def _is_news(store: Store, source: KitStorage, reference: Reference) -> bool:
+    before = find_digest(store, reference)
+    if before is not None and not _is_kits(store, reference):
+        return False
+    entry = source.find_entry(reference)
+    return entry is not None and entry.descriptor.digest != before
+
+
 def refresh_from_kit_storage(store: Store, kitops_home: Path, reference: Reference, *,
                              progress: Progress | None = None) -> KitRefresh:  # fmt: skip
     """Import a reference, and the parents of its ModelKit, where kit's storage has it and the store does not.
@@ -88,13 +129,8 @@ def refresh_from_kit_storage(store: Store, kitops_home: Path, reference: Referen
         return refresh
     source = KitStorage(folder)
     try:
-        wanted: Reference | None = reference
-        for _ in range(PARENTS_MAX + 1):
-            if wanted is None:
-                break
+        for wanted in _iter_chain(store, reference):
             _refresh_one(store, source, wanted, refresh, progress)
-            digest = find_digest(store, wanted)
-            wanted = find_parent_stored(store, digest) if digest else None
     finally:
         source.close()
     return refresh

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitfs import control, errors
-from kitfs.control import Answer, Framer, MessageMalformed, MountCall, Nothing, PingAnswer, SocketUntrusted
+from kitfs.calls import MountCall, Nothing, PingAnswer
+from kitfs.control import Answer, Framer, MessageMalformed, SocketUntrusted
 from kitfs.mounting import MountBusy
 
 CALLS = [b'{"method": "a"}', b"", b"x" * 1000, b'{"method": "b", "parameters": {}}']
@@ -69,7 +70,7 @@ def test_a_refusal_of_an_unknown_kind_is_a_daemon_error(name):
 
 def test_calls_and_answers_survive_the_way():
     """What is encoded is what is parsed."""
-    sent = MountCall("a1", "/mnt/ü", "myllm:1", "0:45")
+    sent = MountCall("ü", "0:45")
     raw = control.encode_call("Mount", sent)
     assert raw.endswith(b"\0")
     call = control.parse_parameters(raw[:-1], control.Call)

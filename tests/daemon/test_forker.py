@@ -9,33 +9,34 @@ import trio
 
 from kitfs.daemon.forker import Forker, ForkFailed
 from kitfs.daemon.worker import WorkerFailed
-
-
-@pytest.fixture
-def device():
-    """Something that stands where the device belongs; the children here never get to read it."""
-    descriptor = os.open("/dev/null", os.O_RDWR)
-    yield descriptor
-    os.close(descriptor)
+from kitfs.errors import NotFoundError
+from kitfs.fuse.orders import ServeOrder
 
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-async def fork(forker, device):
+async def fork(forker):
     with trio.fail_after(30):
-        return await forker.fork("no-such-session", device=device, init=b"x", resend=False)
+        return await forker.fork()
 
 
-async def test_a_worker_that_can_not_start_says_why_and_is_reaped(home, device):
+async def serve(worker):
+    """An order that no worker can carry out; something stands where the device belongs."""
+    with open("/dev/null", "r+b") as device:
+        await worker.serve(ServeOrder("no-such-session", False), device=device.fileno(), init=b"x")
+
+
+async def test_a_worker_that_can_not_start_says_why_and_is_reaped(home):
     """Its message is the error, its exit code is known, its process is gone."""
     forker = Forker(home)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forker.run)
-        worker = await fork(forker, device)
-        with pytest.raises(WorkerFailed, match="no session"):
-            await worker.wait_started()
+        worker = await fork(forker)
+        with pytest.raises(WorkerFailed, match="no session") as caught:
+            await serve(worker)
+        assert isinstance(caught.value.reason, NotFoundError)
         await worker.dead.wait()
         assert worker.exit_code == 70
         with pytest.raises(ProcessLookupError):
@@ -43,57 +44,63 @@ async def test_a_worker_that_can_not_start_says_why_and_is_reaped(home, device):
         nursery.cancel_scope.cancel()
 
 
-async def test_forks_survive_the_death_of_their_zygote(home, device):
+async def test_forks_survive_the_death_of_their_zygote(home):
     """SIGKILL at any moment of a fork: the call is made again to the next zygote and ends with a worker."""
     forker = Forker(home)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forker.run)
         for number in range(4):
-            worker = await fork(forker, device)
+            worker = await fork(forker)
+            worker.kill()
             await worker.dead.wait()
             async with trio.open_nursery() as forks:
                 for _ in range(number):
-                    forks.start_soon(_fork_and_wait, forker, device)
+                    forks.start_soon(_fork_and_wait, forker)
                 await trio.lowlevel.checkpoint()
                 os.kill(forker.zygote_pid, signal.SIGKILL)
-                forks.start_soon(_fork_and_wait, forker, device)
+                forks.start_soon(_fork_and_wait, forker)
         nursery.cancel_scope.cancel()
 
 
-async def _fork_and_wait(forker, device):
-    worker = await fork(forker, device)
+async def _fork_and_wait(forker):
+    worker = await fork(forker)
+    worker.kill()
     with trio.fail_after(30):
         await worker.dead.wait()
 
 
-async def test_a_zygote_that_hangs_is_killed_and_followed(home, device, monkeypatch):
+async def test_a_zygote_that_hangs_is_killed_and_followed(home, monkeypatch):
     """A fork that gets no answer in time fails by name, and the next one works."""
     forker = Forker(home)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forker.run)
-        worker = await fork(forker, device)
+        worker = await fork(forker)
+        worker.kill()
         await worker.dead.wait()
         monkeypatch.setattr("kitfs.daemon.forker._FORK_TIMEOUT_S", 0.2)
         os.kill(forker.zygote_pid, signal.SIGSTOP)
         with pytest.raises(ForkFailed, match="did not fork"):
-            await fork(forker, device)
+            await fork(forker)
         monkeypatch.setattr("kitfs.daemon.forker._FORK_TIMEOUT_S", 30.0)
-        worker = await fork(forker, device)
+        worker = await fork(forker)
+        worker.kill()
         await worker.dead.wait()
         nursery.cancel_scope.cancel()
 
 
-async def test_a_child_that_nobody_told_to_go_ends_without_the_device(home, device, wait_for_end):
+async def test_a_child_that_nobody_has_an_order_for_ends(home, wait_for_end):
     """When the call is given up before its answer comes, the child sees its control socket close."""
     forker = Forker(home)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forker.run)
-        worker = await fork(forker, device)
+        worker = await fork(forker)
+        worker.kill()
         await worker.dead.wait()
         with trio.CancelScope() as scope:
             scope.cancel()
-            await forker.fork("no-such-session", device=device, init=b"x", resend=False)
-        later = await fork(forker, device)
+            await forker.fork()
+        later = await fork(forker)
+        later.kill()
         await later.dead.wait()
         for child in children_of(forker.zygote_pid):
             await trio.to_thread.run_sync(wait_for_end, child)

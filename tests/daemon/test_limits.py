@@ -6,7 +6,7 @@ import socket
 import trio
 
 from kitfs import control
-from kitfs.control import Nothing
+from kitfs.calls import Nothing
 from kitfs.daemon import server
 from kitfs.daemon.forker import Forker
 from kitfs.daemon.server import Server

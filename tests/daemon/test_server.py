@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kitfs import control
-from kitfs.control import DaemonUnreachable, MountCall, Nothing
+from kitfs.calls import MountCall, Nothing, PingAnswer
+from kitfs.control import ControlConnection, DaemonUnreachable
 from kitfs.errors import KitfsError, MalformedError, UsageError
 
 PING = control.encode_call("Ping", Nothing())
@@ -36,7 +37,13 @@ def receive(peer: socket.socket) -> bytes:
 
 
 def is_answered(said: bytes) -> bool:
-    return control.parse_answer(said.rstrip(b"\0"), control.PingAnswer).pid > 0
+    return control.parse_answer(said.rstrip(b"\0"), PingAnswer).pid > 0
+
+
+def mount(daemon, call: MountCall, descriptor: int) -> None:
+    """``Mount`` on a connection that has prepared nothing."""
+    with ControlConnection.connect(daemon.path) as connection:
+        connection.call("Mount", call, Nothing, descriptor=descriptor)
 
 
 def memory_kib(pid: int) -> int:
@@ -158,11 +165,11 @@ def test_a_descriptor_that_is_not_dev_fuse_is_refused_and_closed(daemon):
     """By name; nothing stays open in the daemon."""
     pid = daemon.ping().pid
     before = len(os.listdir(f"/proc/{pid}/fd"))
-    call = MountCall("a1", "/mnt", "myllm:1", "0:1")
+    call = MountCall("a1", "0:1")
     with open("/dev/null", "rb") as null:
         for _ in range(20):
             with pytest.raises(KitfsError, match="not /dev/fuse"):
-                daemon.mount(call, null.fileno())
+                mount(daemon, call, null.fileno())
     daemon.ping()
     assert len(os.listdir(f"/proc/{pid}/fd")) <= before + 2
 
@@ -170,7 +177,7 @@ def test_a_descriptor_that_is_not_dev_fuse_is_refused_and_closed(daemon):
 def test_a_call_that_needs_the_device_and_has_none_is_refused(daemon):
     """Mount without a descriptor is a usage error."""
     with connect(daemon) as peer:
-        peer.sendall(control.encode_call("Mount", MountCall("a1", "/mnt", "myllm:1", "0:1")))
+        peer.sendall(control.encode_call("Mount", MountCall("a1", "0:1")))
         with pytest.raises(UsageError, match="needs the descriptor"):
             control.parse_answer(receive(peer).rstrip(b"\0"), Nothing)
 
@@ -195,14 +202,14 @@ def test_several_descriptors_are_refused_and_closed(daemon):
 
 @pytest.mark.parametrize("session", ["", "../../etc/passwd", "a" * 300, "no-such-session", "x\n"])
 def test_a_session_that_is_not_there_is_refused_by_name(daemon, session):
-    """Names of sessions never become paths outside ``sessions/``."""
+    """Only what its own connection has prepared can be mounted, whatever else a name means."""
     try:
         device = os.open("/dev/fuse", os.O_RDWR)
     except OSError:
         pytest.skip("/dev/fuse can not be opened")
     try:
         with pytest.raises(KitfsError, match="no session"):
-            daemon.mount(MountCall(session, "/mnt", "myllm:1", "0:1"), device)
+            mount(daemon, MountCall(session, "0:1"), device)
     finally:
         os.close(device)
     assert daemon.list_mounts() == []

@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pytest
 
+from kitfs.control import encode_descriptors
 from kitfs.fuse import protocol
+from kitfs.fuse.orders import ServeOrder
 
 TIMEOUT_S = 60.0
 SAMPLE = Path(__file__).with_name("sample_view.py")
@@ -47,11 +50,13 @@ class Mount:
         worker: The process that serves it.
         log_path: What workers have logged.
         fifo: Where a read that is stuck says so.
+        session: What a worker proper serves; empty where a sample view is served.
     """
 
     def __init__(self, path: Path, command: list[str], *, read_only: bool, log_path: Path) -> None:
         self.path = path
         self.log_path = log_path
+        self.session = ""
         self.fifo = log_path.with_suffix(".fifo")
         os.mkfifo(self.fifo)
         self._command = command
@@ -83,7 +88,7 @@ class Mount:
         assert self.hear() == {"ready": True}
 
     def launch_worker(self, command: list[str], *, resend: bool = False) -> None:
-        """Start a process that serves the mount."""
+        """Start a process that serves the mount; a worker proper, if it has a session, is ordered to."""
         init_ours, init_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(TIMEOUT_S)
@@ -93,6 +98,9 @@ class Mount:
             arguments = [*command, *map(str, numbers), str(resend)]
             environment = {**os.environ, "SAMPLE_VIEW_STUCK_FIFO": str(self.fifo)}
             self.worker = subprocess.Popen(arguments, pass_fds=numbers, stderr=log, env=environment)
+            if self.session:
+                order = msgspec.json.encode(ServeOrder(self.session, resend))
+                self._control.sendmsg([order], encode_descriptors(numbers[:2]))
 
     def hear(self) -> dict[str, object]:
         """The next thing that the worker says."""
@@ -183,13 +191,19 @@ def make_mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
     mounts: list[Mount] = []
 
     def make(
-        view: str = "sample", *, command: list[str] | None = None, read_only: bool = True, served: bool = True
+        view: str = "sample",
+        *,
+        command: list[str] | None = None,
+        session: str = "",
+        read_only: bool = True,
+        served: bool = True,
     ) -> Mount:
         path = tmp_path / f"mnt{len(mounts)}"
         path.mkdir()
         log_path = tmp_path / f"worker{len(mounts)}.log"
         mount = Mount(path, command or sample_command(view), read_only=read_only, log_path=log_path)
         mounts.append(mount)
+        mount.session = session
         if served:
             mount.start_worker()
         return mount

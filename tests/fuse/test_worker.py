@@ -64,19 +64,21 @@ def test_state_follows_from_what_was_opened(opens, native, state):
 
 
 RUN_WORKER = """
+import os
 import sys
 from pathlib import Path
 from kitfs.fuse.worker import run_worker
-home, session, device, init, control, resend = sys.argv[1:]
-run_worker(home=Path(home), session_id=session, device=int(device), init=int(init), control=int(control),
-           resend=resend == "True")
+home, device, init, control, resend = sys.argv[1:]
+for number in (device, init):
+    os.close(int(number))
+run_worker(home=Path(home), control=int(control))
 """
 KITFILE = "manifestVersion: 1.0.0\npackage:\n  name: sample\nmodel:\n  path: weights.bin\n"
 WEIGHTS = bytes(range(256)) * 2000
 
 
-def worker_command(home: Path, session: str) -> list[str]:
-    return [sys.executable, "-c", RUN_WORKER, str(home), session]
+def worker_command(home: Path) -> list[str]:
+    return [sys.executable, "-c", RUN_WORKER, str(home)]
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def session(store_home, tmp_path):
 @pytest.mark.root
 def test_worker_serves_a_modelkit_without_any_privilege(make_mount, store_home, session):
     """From a session's record alone a worker shows the packed bytes, with no capability and no way to one."""
-    mount = make_mount(command=worker_command(store_home, session.id))
+    mount = make_mount(command=worker_command(store_home), session=session.id)
     code = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1] + '/model', 'rb').read()).hexdigest())"
     assert mount.run(code) == hashlib.sha256(WEIGHTS).hexdigest()
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{mount.worker.pid}/status").read_text().splitlines())
@@ -112,7 +114,7 @@ def test_worker_serves_a_modelkit_without_any_privilege(make_mount, store_home, 
 @pytest.mark.root
 def test_successor_shows_the_same_inodes(make_mount, store_home, session):
     """What a worker shows follows from the session, so that a reader can not tell one worker from the next."""
-    mount = make_mount(command=worker_command(store_home, session.id))
+    mount = make_mount(command=worker_command(store_home), session=session.id)
     code = """
     import os, sys
     print(sorted((entry.name, entry.inode()) for entry in os.scandir(sys.argv[1])), os.stat(sys.argv[1]).st_ino)
@@ -128,8 +130,10 @@ def test_successor_shows_the_same_inodes(make_mount, store_home, session):
 @pytest.mark.parametrize("missing", ["store", "session"])
 def test_worker_that_can_not_serve_says_why(make_mount, store_home, session, missing):
     """Without its store or session a worker tells the daemon in words and ends with 70, before it is asked anything."""
-    mount = make_mount(served=False)
+    mount = make_mount(session="0123456789abcdef", served=False)
     home = store_home if missing == "session" else store_home.with_name("elsewhere")
-    mount.launch_worker(worker_command(home, "0123456789abcdef"))
-    assert str(home if missing == "store" else "0123456789abcdef") in mount.hear()["failed"]
+    mount.launch_worker(worker_command(home))
+    failed = mount.hear()["failed"]
+    assert str(home if missing == "store" else "0123456789abcdef") in failed["message"]
+    assert failed["category"] == "NotFoundError"
     assert mount.worker.wait(30) == 70

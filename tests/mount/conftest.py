@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from kitfs import client, mounting
-from kitfs.control import DaemonUnreachable, MountState, socket_path
+from kitfs.calls import MountState
+from kitfs.control import DaemonUnreachable, socket_path
 
 WEIGHTS = random.Random(1).randbytes(8 << 20)
 """The model of the ModelKit ``myllm:1``, at ``weights.bin``."""

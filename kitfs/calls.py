@@ -1,0 +1,109 @@
+"""What the calls of the control protocol and their answers say, one struct each.
+
+Used by ``kitfs.client`` and ``kitfs.daemon`` and, as far as it is a worker that carries a call out, by ``kitfs.fuse``.
+Framing, errors and the socket are ``kitfs.control``'s. Pure.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Nothing(msgspec.Struct):
+    """No parameters."""
+
+
+class PrepareCall(msgspec.Struct):
+    """``Prepare``: resolve what is to be mounted, record it as a session, and have a worker hold it ready.
+
+    The session lasts until ``Mount`` on the same connection; when that does not come, it ends with the connection.
+
+    Attributes:
+        reference: The ModelKit, or an empty string for the whole store.
+        mountpoint: Where it will be mounted.
+        modes: ``kit`` or ``tar``.
+        meta: Whether ``.kitfs`` is shown.
+        kitops_home: kit's home, looked at first when it is given.
+    """
+
+    reference: str
+    mountpoint: str
+    modes: str = "kit"
+    meta: bool = True
+    kitops_home: str = ""
+
+
+class PrepareAnswer(msgspec.Struct):
+    """What ``Prepare`` made.
+
+    Attributes:
+        session: Identity of the session.
+        reference: What is mounted, as it is shown.
+        import_first: kit's storage may hold something newer: nothing was made, the client imports it and asks again.
+    """
+
+    session: str = ""
+    reference: str = ""
+    import_first: bool = False
+
+
+class MountCall(msgspec.Struct):
+    """``Mount``: serve what this connection has prepared through the descriptor that comes along.
+
+    Answered when reads work.
+
+    Attributes:
+        session: What ``Prepare`` answered.
+        device: ``major:minor`` of the mount, which names it in every mount namespace.
+    """
+
+    session: str
+    device: str
+
+
+class WaitEndedCall(msgspec.Struct):
+    """``WaitEnded``: answered when the daemon has dropped the session, at once when it knows none."""
+
+    session: str
+    timeout_s: float = 10.0
+
+
+class WaitEndedAnswer(msgspec.Struct):
+    """Whether the session is gone."""
+
+    ended: bool
+
+
+class MountState(msgspec.Struct):
+    """One mount as ``List`` shows it; the counters are the living worker's.
+
+    Attributes:
+        state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers.
+        native: Share of the members' bytes that are plain files, 0 to 1.
+    """
+
+    session: str
+    mountpoint: str
+    reference: str
+    device: str
+    pid: int = 0
+    uptime_s: float = 0.0
+    restarts: int = 0
+    reads: int = 0
+    bytes_read: int = 0
+    state: str = "starting"
+    native: float = 0.0
+
+
+class ListAnswer(msgspec.Struct):
+    """All mounts that the daemon serves."""
+
+    mounts: list[MountState]
+
+
+class PingAnswer(msgspec.Struct):
+    """Who answers."""
+
+    version: str
+    pid: int
+    home: str

@@ -1,0 +1,71 @@
+"""What the daemon and a worker say to each other, one JSON object a datagram.
+
+A worker that has just been forked waits for its first order. ``PrepareOrder`` has it resolve a ModelKit and answer
+``prepared``; a ``ServeOrder`` follows once the client has mounted. A successor of a dead worker gets the ``ServeOrder``
+at once. It carries device and INIT socket (SCM_RIGHTS), and is answered ``ready``. A worker whose socket is closed
+before that ends. Used by ``kitfs.fuse.worker`` and ``kitfs.daemon``. Pure; knows no pyfuse3.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from kitfs.calls import PrepareAnswer, PrepareCall
+from kitfs.control import Refusal
+
+DATAGRAM_SIZE_MAX = 64 << 10
+"""Longest datagram: a reference and two paths of 4096 bytes, each byte six as JSON writes the oddest."""
+
+SERVE_DESCRIPTORS = 2
+"""Device, and the SOCK_SEQPACKET end that holds the copy of INIT."""
+
+
+class PrepareOrder(msgspec.Struct, frozen=True, tag="prepare"):
+    """Resolve what is to be mounted, record it as a session, and hold it.
+
+    Attributes:
+        session: Identity of the session that is to be made.
+        call: What the client asked for.
+        uid: Who mounts.
+        gid: That user's group.
+    """
+
+    session: str
+    call: PrepareCall
+    uid: int
+    gid: int
+
+
+class ServeOrder(msgspec.Struct, frozen=True, tag="serve"):
+    """Serve a session through the device that comes along.
+
+    Attributes:
+        session: Which; that of the ``PrepareOrder`` when there was one.
+        resend: Whether a worker that had this device has died and has been reaped.
+    """
+
+    session: str
+    resend: bool
+
+
+Order = PrepareOrder | ServeOrder
+
+
+class WorkerMessage(msgspec.Struct, omit_defaults=True):
+    """What a worker says: what it has prepared, that it serves, why it can not, or its counters.
+
+    Attributes:
+        prepared: Answer to a ``PrepareOrder``.
+        ready: Answer to a ``ServeOrder``: reads work.
+        failed: Why it ends.
+    """
+
+    prepared: PrepareAnswer | None = None
+    ready: bool = False
+    failed: Refusal | None = None
+    reads: int = 0
+    bytes_read: int = 0
+    opens: int = 0
+    lookups: int = 0
+    native: float = 0.0
+    state: str = "lazy"
