@@ -18,11 +18,10 @@ from typing import Any
 from kitfs.cli.start import THRESHOLD
 
 STEPS = {
-    "open the store": ("kitfs.store.store", "Store.open"),
-    "resolve, write the session": ("kitfs.modelkit.sessions", "prepare_session"),
-    "find the daemon": ("kitfs.client", "ensure_daemon"),
+    "check the mount point": ("kitfs.mounting", "check_mountpoint"),
+    "daemon and worker, until prepared": ("kitfs.client", "Client.prepare"),
     "fusermount3": ("kitfs.mounting", "mount_device"),
-    "daemon and worker, until ready": ("kitfs.client", "Client.mount"),
+    "daemon and worker, until ready": ("kitfs.client", "Preparation.mount"),
     "read-ahead": ("kitfs.mounting", "set_read_ahead"),
 }
 

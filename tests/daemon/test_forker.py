@@ -24,8 +24,11 @@ async def fork(forker):
 
 async def serve(worker):
     """An order that no worker can carry out; something stands where the device belongs."""
-    with open("/dev/null", "r+b") as device:
-        await worker.serve(ServeOrder("no-such-session", False), device=device.fileno(), init=b"x")
+    device = os.open("/dev/null", os.O_RDWR)
+    try:
+        await worker.serve(ServeOrder("no-such-session", False), device=device, init=b"x")
+    finally:
+        os.close(device)
 
 
 async def test_a_worker_that_can_not_start_says_why_and_is_reaped(home):

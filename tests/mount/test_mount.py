@@ -205,6 +205,30 @@ def test_a_reference_that_is_not_there_is_not_found_and_starts_nothing(machine):
     assert machine.mounts() == [] and machine.sessions() == [] and machine.processes() == []
 
 
+def test_with_a_daemon_a_reference_that_is_not_there_is_not_found_too(machine):
+    """The same exit code and words when a worker looks; one that is malformed is 1; nothing is left."""
+    machine.mount()
+    place = machine.folder / "other"
+    place.mkdir()
+    said = machine.run("mount", "other:9", place, status=3).stderr
+    assert "other:9 is not in the store" in said and "kitfs list" in said
+    machine.run("mount", "Not//a:reference", place, status=1)
+    assert len(machine.mounts()) == 1 and len(machine.sessions()) == 1
+
+
+def test_with_a_daemon_the_command_imports_nothing_of_the_store(machine):
+    """24 ms that a worker has behind it already."""
+    place = machine.mount()
+    machine.run("umount", place)
+    command = machine.command("mount", "myllm:1", place)
+    command[1:1] = ["-X", "importtime"]
+    done = subprocess.run(command, env=machine.environment, capture_output=True, text=True, check=True, timeout=60)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "kitfs.client" in imported
+    outside = {"lmdb", "xxhash", "hashlib", "trio", "kitfs.digest", "kitfs.store", "kitfs.oci", "kitfs.modelkit"}
+    assert not imported & outside
+
+
 @pytest.mark.parametrize("arguments", [("mount",), ("mount", "myllm:1"), ("mount", "--all", "a", "b"),
                                        ("umount",), ("umount", "x", "--all"), ("daemon", "stop", "--foreground"),
                                        ("mount", "-o", "rw", "myllm:1", "/mnt")])  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from kitfs.digest import Digest
 from kitfs.errors import MalformedError
 from kitfs.oci.reference import parse_reference
-from kitfs.transfer.kit_refresh import find_in_kit_storage, refresh_from_kit_storage
+from kitfs.transfer.kit_refresh import find_in_kit_storage, is_import_due, refresh_from_kit_storage
 
 LATEST = parse_reference("myllm:latest")
 TAR = "sha256:287937ed371eb5caca7bca881d2896c192c2742d58e597caedf2139faa547316"
@@ -34,6 +34,7 @@ def move(home, kit_file):
 
 def test_what_kit_has_comes_in(store, home):
     """A reference that only kit has is imported, linked, and said."""
+    assert is_import_due(store, home, LATEST)
     refresh = refresh_from_kit_storage(store, home, LATEST)
     assert [str(move.after) for move in refresh.moves] == [TAR]
     assert store.get_tag("localhost/myllm", "latest").origin == "kit"
@@ -45,6 +46,7 @@ def test_a_second_look_does_nothing(store, home):
     refresh_from_kit_storage(store, home, LATEST)
     before = store.generation()
     assert refresh_from_kit_storage(store, home, LATEST).moves == []
+    assert not is_import_due(store, home, LATEST)
     assert store.generation() == before
 
 
@@ -52,6 +54,7 @@ def test_a_moved_tag_is_imported_anew(store, home, move):
     """Where kit moved a tag, it is imported anew, and the sentence has both ids."""
     refresh_from_kit_storage(store, home, LATEST)
     move("latest", "3.1.4-gzip")
+    assert is_import_due(store, home, LATEST)
     (moved,) = refresh_from_kit_storage(store, home, LATEST).moves
     assert "moved" in str(moved) and TAR in str(moved) and GZIP in str(moved)
     assert str(store.get_tag("localhost/myllm", "latest").manifest) == GZIP
@@ -65,6 +68,7 @@ def test_a_tag_set_here_stays(store, home, move):
         change.set_tag("localhost/myllm", "latest", Digest.parse(TAR), "here")
         change.commit()
     move("latest", "3.1.4-gzip")
+    assert not is_import_due(store, home, LATEST)
     assert refresh_from_kit_storage(store, home, LATEST).moves == []
 
 
@@ -82,7 +86,9 @@ def test_parents_are_looked_up_too(store, home, move):
     tuned = parse_reference("registry.example.com:8080/acme/team_a/tuned:1")
     refresh_from_kit_storage(store, home, tuned)
     assert str(store.get_tag("localhost/myllm", "3.1.4").manifest) == TAR
+    assert not is_import_due(store, home, tuned)
     move("3.1.4", "3.1.4-gzip")
+    assert is_import_due(store, home, tuned)
     (moved,) = refresh_from_kit_storage(store, home, tuned).moves
     assert moved.reference.display == "myllm:3.1.4" and str(moved.after) == GZIP
 
@@ -97,6 +103,7 @@ def test_storage_that_can_not_be_read(store, home, kit_file):
     path.write_text(whole)
     refresh_from_kit_storage(store, home, LATEST)
     path.write_text(whole[:100])
+    assert is_import_due(store, home, LATEST)
     refresh = refresh_from_kit_storage(store, home, LATEST)
     assert refresh.moves == [] and len(refresh.warnings) == 1
 
@@ -105,3 +112,5 @@ def test_no_kit_at_all(store, tmp_path):
     """Without kit's home nothing happens."""
     assert refresh_from_kit_storage(store, tmp_path / "absent", LATEST).moves == []
     assert find_in_kit_storage(tmp_path / "absent", LATEST) is None
+    assert not is_import_due(store, tmp_path, LATEST)
+    assert is_import_due(store, tmp_path / "absent", LATEST)
