@@ -1,6 +1,6 @@
 """Sessions: what one mount serves, resolved once and written down (store.md 5).
 
-Used by the client (which creates and ends them), workers (which serve them) and GC. On disk::
+Used by workers (which create and serve them), the daemon (which ends them) and GC. On disk::
 
     sessions/<id>.json     SessionRecord, written whole, never changed; alive while its flock is held (shared)
     sessions/<id>.holds    digests taken hold of later, one a line, as in a lease
