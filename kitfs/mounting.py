@@ -265,11 +265,12 @@ def others_permitted() -> bool:
     return any(line.strip() == "user_allow_other" for line in lines)
 
 
-def mount_options(reference: str, *, allow_other: bool) -> list[str]:
+def mount_options(reference: str, *, allow_other: bool, noexec: bool = False) -> list[str]:
     """The options of a mount; commas and backslashes in the reference are escaped as fusermount3 reads them."""
     name = reference.replace("\\", "\\\\").replace(",", "\\,")
     options = ["ro", "nosuid", "nodev", "default_permissions", f"fsname={name}", "subtype=kitfs"]
-    return [*options, "allow_other"] if allow_other else options
+    wanted = {"allow_other": allow_other, "noexec": noexec}
+    return [*options, *(option for option, is_wanted in wanted.items() if is_wanted)]
 
 
 def mount_device(mountpoint: Path, options: Sequence[str]) -> int:

@@ -33,8 +33,6 @@ _IGNORED = {
     "ro",
     "nosuid",
     "nodev",
-    "noexec",
-    "exec",
     "atime",
     "noatime",
     "relatime",
@@ -47,14 +45,14 @@ _IGNORED = {
 class OptionUnknown(UsageError):
     """A mount option that kitfs does not have."""
 
-    hint = "options: ro, modes=kit|tar, nometa, allow_other, noallow_other"
+    hint = "options: ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other"
 
 
 @verb("mount")
 @click.argument("words", nargs=-1, metavar="[REFERENCE] DIRECTORY")
 @click.option("--all", "everything", is_flag=True, help="Show the whole store as /repository/tag/….")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS",
-              help="Comma separated: ro, modes=kit|tar, nometa, allow_other, noallow_other.")  # fmt: skip
+              help="Comma separated: ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other.")  # fmt: skip
 def mount(settings: Settings, words: tuple[str, ...], everything: bool, options: tuple[str, ...]) -> None:
     """Mount a ModelKit on an empty directory; returns when it can be read."""
     from kitfs import mounting
@@ -81,6 +79,7 @@ class _MountOptions:
         self.modes = "kit"
         self.meta = True
         self.allow_other: bool | None = None
+        self.noexec = False
 
     @classmethod
     def parse(cls, options: tuple[str, ...]) -> _MountOptions:
@@ -98,6 +97,8 @@ class _MountOptions:
                     parsed.meta = option == "meta"
                 case "allow_other" | "noallow_other":
                     parsed.allow_other = option == "allow_other"
+                case "exec" | "noexec":
+                    parsed.noexec = option == "noexec"
                 case _ if option and option not in _IGNORED:
                     raise OptionUnknown(f"unknown mount option {option!r}")
         return parsed
@@ -166,7 +167,8 @@ def _mount_prepared(
     allow_other = mounting.others_permitted() if options.allow_other is None else options.allow_other
     if not mountpoint.is_still_there():
         raise mounting.MountpointUnusable(mountpoint.path, "it was swapped for something else meanwhile")
-    descriptor = mounting.mount_device(mountpoint.path, mounting.mount_options(source, allow_other=allow_other))
+    wanted = mounting.mount_options(source, allow_other=allow_other, noexec=options.noexec)
+    descriptor = mounting.mount_device(mountpoint.path, wanted)
     try:
         mounted = mounting.get_mounted(mountpoint, before)
         with _unmounted_on_failure(mounted):

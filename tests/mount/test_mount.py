@@ -38,6 +38,14 @@ def test_other_users_can_be_kept_out(machine):
     assert "allow_other" not in line.split()[-1]
 
 
+def test_noexec_holds(machine):
+    """-o noexec is the kernel's to enforce, so it reaches the mount."""
+    place = machine.mount("mnt", "myllm:1", "-o", "noexec")
+    with open("/proc/self/mountinfo") as file:
+        (line,) = [line.split() for line in file if line.split()[4] == str(place)]
+    assert "noexec" in line[5].split(",")
+
+
 @pytest.mark.root
 def test_read_ahead_is_a_mebibyte_where_root_mounts(machine):
     """Four times the speed of sequential reads."""
