@@ -32,19 +32,27 @@ def verify_file(path: Path, digest: Digest) -> Stamp | None:
     Raises:
         StoreWriteFailed: when it can not be read.
     """
+    is_right, stamp = _hash_and_stamp(path, digest)
+    return stamp if is_right else None
+
+
+def _hash_and_stamp(path: Path, digest: Digest) -> tuple[bool, Stamp | None]:
+    """Whether a file's bytes are right, and the stamp of it; None when its status did not stand still meanwhile."""
     before = find_status(path)
     if before is None or not stat.S_ISREG(before.st_mode):  # opening a pipe would wait for ever
-        return None
+        return False, None
     stamp = stamp_of(before)
     settle(stamp)
     with durable.naming(path, "reading"):
-        actual = hash_file(path)
-    same = matches(stamp, find_status(path))
-    return stamp if actual == digest and same and is_settled(stamp, time.time_ns()) else None
+        is_right = hash_file(path) == digest
+    stands_still = matches(stamp, find_status(path)) and is_settled(stamp, time.time_ns())
+    return is_right, stamp if stands_still else None
 
 
 def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
     """Hash a member's file once; right bytes get a new stamp, wrong ones are dropped, file and record.
+
+    Right bytes whose status moves meanwhile stay without a new stamp: another process may be about to record them.
 
     Returns:
         Whether its bytes are right. False: read it from its layer, which can make it anew.
@@ -55,12 +63,13 @@ def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
     """
     path = layout.member(digest)
     seen = find_status(path)
-    stamp = verify_file(path, digest)
-    if stamp is not None:
+    is_right, stamp = _hash_and_stamp(path, digest)
+    if is_right and stamp is not None:
         with index.write() as txn:
             record = catalog.find_member(txn, digest)
             if record is not None:
                 txn.put(schema.MEMBERS, digest.raw, msgspec.structs.replace(record, stamp=stamp))
+    if is_right:
         return True
     # Inside the gate nobody places a file: one that was made anew while this one was hashed stays, with its record.
     # The record goes first, or a kill between the two would leave it without its file (I2).
