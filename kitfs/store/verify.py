@@ -44,7 +44,10 @@ def _hash_and_stamp(path: Path, digest: Digest) -> tuple[bool, Stamp | None]:
     stamp = stamp_of(before)
     settle(stamp)
     with durable.naming(path, "reading"):
-        is_right = hash_file(path) == digest
+        try:
+            is_right = hash_file(path) == digest
+        except FileNotFoundError:
+            return False, None
     stands_still = matches(stamp, find_status(path)) and is_settled(stamp, time.time_ns())
     return is_right, stamp if stands_still else None
 
@@ -72,10 +75,11 @@ def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
     if is_right:
         return True
     # Inside the gate nobody places a file: one that was made anew while this one was hashed stays, with its record.
+    # Its inode number may be that of the file it replaced, so the whole stamp is compared.
     # The record goes first, or a kill between the two would leave it without its file (I2).
     with gate.exclusive(layout.gc_lock):
         now = find_status(path)
-        if now is None or (seen is not None and os.path.samestat(seen, now)):
+        if now is None or (seen is not None and matches(stamp_of(seen), now)):
             with index.write() as txn:
                 txn.delete(schema.MEMBERS, digest.raw)
             durable.remove(path)

@@ -1,7 +1,9 @@
 """Stamps: what is trusted without being read, and what is not."""
 
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -161,3 +163,26 @@ def test_pipe_in_the_place_of_a_member_is_dropped_without_waiting(store, build):
     assert not store.restamp_member(digest)
     assert store.find_member(digest) is None
     assert not path.exists()
+
+
+def test_right_file_that_replaces_one_being_hashed_is_never_dropped(store):
+    """However often a member is placed anew while others hash it, even under an inode number used before, it stays."""
+    data = os.urandom(300_000)
+    digest = Digest.of(data)
+    done = threading.Event()
+
+    def restamp() -> None:
+        while not done.is_set():
+            store.restamp_member(digest)
+
+    with store.lease("test") as lease, ThreadPoolExecutor(3) as others:
+        try:
+            hashing = [others.submit(restamp) for _ in range(3)]
+            for _ in range(100):
+                with store.ingest(lease) as ingest:
+                    ingest.write(data)
+                    ingest.commit_member(digest)
+                assert store.layout.member(digest).exists()
+        finally:
+            done.set()
+        assert [future.result() for future in hashing] == [None] * 3
