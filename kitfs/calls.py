@@ -79,7 +79,7 @@ class MountState(msgspec.Struct):
 
     Attributes:
         state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers.
-        native: Share of the members' bytes that are plain files, 0 to 1.
+        native: Share of the opened files that were plain files in the store, small made ones included, 0 to 1.
     """
 
     session: str
