@@ -1,25 +1,26 @@
-"""A gzip layer that is read span by span from its published blob; and its members.
+"""A gzip layer that is read span by span from its published blob.
 
-`reader` makes these. A span is decoded from its checkpoint in a thread of the pool and compared with the checksum from
-the index before anybody sees it. As with plain layers the blob is opened anew once when that fails, since an import
-may have put the right bytes in place; what fails still is `LayerCorrupt`, logged once per span. All methods may be
-called from any thread.
+`reader` makes these, `lazy_member` reads members through them. A span is decoded from its checkpoint in a thread of the
+pool and compared with the checksum from the index before anybody sees it, and goes to the partial files of the members
+that are read. As with plain layers the blob is opened anew once when that fails, since an import may have put the right
+bytes in place; what fails still is `LayerCorrupt`, logged once per span. All methods may be called from any thread.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Literal
 
 from kitfs.digest import CHECKSUM_SIZE, Digest, checksum
 from kitfs.layer.checkpoints import CheckpointsBroken, SpanMap, count_directory_values
 from kitfs.layer.descriptor import Descriptor
 from kitfs.layer.errors import LayerCorrupt
+from kitfs.layer.finisher import shared_finisher
+from kitfs.layer.member_partial import MemberPartial
 from kitfs.layer.read_ahead import ReadAhead
 from kitfs.layer.span_decode import SpanBroken, decode_span
-from kitfs.layer.span_pool import SpanPool, SpanTask, shared_pool
+from kitfs.layer.span_pool import shared_pool
 from kitfs.layer.span_reader import BlobSource
 from kitfs.layer.sparse_window import unpack
 from kitfs.store.records import LayerRecord, TocMember
@@ -27,6 +28,7 @@ from kitfs.store.store import Store
 
 _VALUES_MAX = 4  # of 256 KiB; one has the windows of 50 to 500 MB of a layer
 _MEMBERS_MAX = 1024
+_PARTIALS_MAX = 32  # two descriptors each
 _SCRATCH_SIZE = 1 << 20
 
 
@@ -44,10 +46,11 @@ class LazyLayer:
 
     Attributes:
         key: Equal for all layers that give the same bytes.
+        layer: The layer's blob.
         spans: Where they are.
     """
 
-    def __init__(self, store: Store, layer: Digest, record: LayerRecord) -> None:
+    def __init__(self, store: Store, layer: Digest, record: LayerRecord, toc: list[TocMember]) -> None:
         """Read the layer's directory of checkpoints.
 
         Raises:
@@ -55,12 +58,16 @@ class LazyLayer:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
         self.key = layer.hex
+        self.layer = layer
         self.source = BlobSource(store, layer)
         self._store = store
-        self._layer = layer
+        self._toc = toc
+        self.layer = layer
         self._lock = threading.Lock()
         self._values: OrderedDict[int, bytes] = OrderedDict()
         self._read_aheads: OrderedDict[int, ReadAhead] = OrderedDict()
+        self._partials: weakref.WeakValueDictionary[int, MemberPartial] = weakref.WeakValueDictionary()
+        self._recent: OrderedDict[int, MemberPartial] = OrderedDict()  # whose readers may have closed it at its end
         try:
             directory = [store.get_checkpoint_value(layer, 0)]
             for number in range(1, count_directory_values(directory[0])):
@@ -71,6 +78,15 @@ class LazyLayer:
                 raise CheckpointsBroken(f"{len(self._checksums)} bytes of checksums for {self.spans.count} spans")
         except CheckpointsBroken as error:
             raise LayerCorrupt(layer, member=None, span=None, offset=0, reason=str(error)) from error
+
+    def find(self, span: int) -> bytes | None:
+        """The verified bytes of a span from the partial file of a member that is read, or None; raises nothing."""
+        for partial in self._partials_of(span):
+            data = partial.find(span)
+            if data is not None:
+                partial.consider()
+                return data
+        return None
 
     def decode(self, span: int) -> bytes:
         """The verified bytes of a span; may wait for the disk.
@@ -90,7 +106,7 @@ class LazyLayer:
             except SpanBroken as error:
                 reason = str(error)
             descriptor = self.source.reopen(descriptor)
-        corrupt = LayerCorrupt(self._layer, member=None, span=span, offset=start, reason=reason)
+        corrupt = LayerCorrupt(self.layer, member=None, span=span, offset=start, reason=reason)
         self.source.report(corrupt)
         raise corrupt
 
@@ -106,9 +122,50 @@ class LazyLayer:
             raise SpanBroken(f"{size - done} bytes are missing")
         window = self._window(span)
         data = decode_span(published, self.spans.bit(span) % 8, window, decoded_stop - decoded_start)
-        if checksum(data) != self._checksums[span * CHECKSUM_SIZE : (span + 1) * CHECKSUM_SIZE]:
+        if not self.is_right(span, data):
             raise SpanBroken("checksum differs")
         return data
+
+    def keep(self, span: int, data: bytes) -> None:
+        """Write a span to the partial files of the members that are read and have bytes of it; raises nothing."""
+        for partial in self._partials_of(span):
+            partial.keep(span, data)
+            partial.consider()
+
+    def _partials_of(self, span: int) -> list[MemberPartial]:
+        return [partial for partial in list(self._partials.values()) if partial.covers(span)]
+
+    def partial(self, index: int) -> MemberPartial:
+        """What makes a member a file while it is read, for all who read it."""
+        with self._lock:
+            found = self._partials.get(index)
+            if found is None:
+                found = self._partials[index] = MemberPartial(self._store, self, self._toc[index], index)
+            self._recent[index] = found
+            self._recent.move_to_end(index)
+            if len(self._recent) > _PARTIALS_MAX:
+                self._recent.popitem(last=False)
+            return found
+
+    def range(self, span: int) -> tuple[int, int]:
+        """The decoded bytes of a span, half open."""
+        return self.spans.range(span)
+
+    def find_span(self, offset: int) -> int:
+        """The span that holds a byte of the decoded layer."""
+        return self.spans.find(offset)
+
+    def is_right(self, span: int, data: bytes) -> bool:
+        """Whether bytes are those of a span, by its checksum."""
+        return checksum(data) == self._checksums[span * CHECKSUM_SIZE : (span + 1) * CHECKSUM_SIZE]
+
+    def get(self, span: int) -> bytes:
+        """The verified bytes of a span, from the pool's cache or decoded by it.
+
+        Raises:
+            LayerCorrupt, KitfsError, OSError: as `decode`.
+        """
+        return shared_pool().request(self, span).wait()
 
     def _window(self, span: int) -> bytes:
         found = self.spans.window_place(span)
@@ -124,7 +181,7 @@ class LazyLayer:
         with self._lock:
             value = self._values.get(number)
         if value is None:
-            value = self._store.get_checkpoint_value(self._layer, number)
+            value = self._store.get_checkpoint_value(self.layer, number)
         with self._lock:
             self._values[number] = value
             self._values.move_to_end(number)
@@ -143,122 +200,8 @@ class LazyLayer:
             return found
 
     def close(self) -> None:
-        """Wait until nothing of it is being decoded."""
+        """Wait until nothing of it is being decoded or made a file."""
+        shared_finisher().drop(self)
         shared_pool().drop(self)
-
-
-class LazyRead:
-    """A read under way; see `reader.PendingRead`."""
-
-    __slots__ = ("_callback", "_join", "_tasks", "_waiting")
-
-    def __init__(self, tasks: list[SpanTask], join: Callable[[list[bytes]], bytes | memoryview]) -> None:
-        self._tasks = tasks
-        self._join = join
-        self._waiting = iter(tasks)
-        self._callback: Callable[[], None] = lambda: None
-
-    def call_when_done(self, callback: Callable[[], None]) -> None:
-        """Run a callback when all spans are decoded, in one of the threads that decode."""
-        self._callback = callback
-        self._step()
-
-    def _step(self) -> None:
-        task = next(self._waiting, None)
-        if task is None:
-            self._callback()
-        else:
-            task.call_when_done(self._step)
-
-    def result(self) -> bytes | memoryview:
-        """The bytes; waits for them.
-
-        Raises:
-            LayerCorrupt, KitfsError, OSError: as `LazyMember.read`.
-        """
-        return self._join([task.wait() for task in self._tasks])
-
-
-class LazyMember:
-    """Reads one member; see `reader.MemberReader`.
-
-    Attributes:
-        size: Its bytes.
-        state: ``lazy``.
-    """
-
-    state: Literal["lazy", "partial", "native"] = "lazy"
-
-    def __init__(self, layer: LazyLayer, member: TocMember, index: int) -> None:
-        self.size = member.size
-        self._layer = layer
-        self._offset = member.offset
-        self._read_ahead = layer.read_ahead(index)
-        self._pool: SpanPool = shared_pool()
-
-    def read_ready(self, start: int, stop: int) -> bytes | memoryview | None:
-        """The bytes ``[start, stop)`` when their spans are decoded, else None.
-
-        Raises:
-            ValueError: when the range is not within the file.
-        """
-        spans = self._spans(start, stop)
-        parts = []
-        for span in spans:
-            data = self._pool.find(self._layer, span)
-            if data is None:
-                return None
-            parts.append(data)
-        if parts:
-            self._decode_ahead(start, stop)
-        return self._join(spans, parts, start, stop)
-
-    def begin_read(self, start: int, stop: int) -> LazyRead:
-        """Begin to decode the spans of a range; does not wait.
-
-        Raises:
-            ValueError: when the range is not within the file.
-        """
-        spans = self._spans(start, stop)
-        tasks = [self._pool.request(self._layer, span) for span in spans]
-        if tasks:
-            self._decode_ahead(start, stop)
-        return LazyRead(tasks, lambda parts: self._join(spans, parts, start, stop))
-
-    def read(self, start: int, stop: int) -> bytes | memoryview:
-        """The bytes ``[start, stop)``, verified.
-
-        Raises:
-            LayerCorrupt: when a span they touch is not what was verified.
-            KitfsError, OSError: when the store or the disk fails.
-            ValueError: when the range is not within the file.
-        """
-        return self.begin_read(start, stop).result()
-
-    def _spans(self, start: int, stop: int) -> range:
-        """The spans that a range touches."""
-        if not 0 <= start <= stop <= self.size:
-            raise ValueError(f"range [{start}, {stop}) of a file of {self.size} bytes")
-        if start == stop:
-            return range(0)
-        find = self._layer.spans.find
-        return range(find(self._offset + start), find(self._offset + stop - 1) + 1)
-
-    def _decode_ahead(self, start: int, stop: int) -> None:
-        ahead_start, ahead_stop = self._read_ahead.note(start, stop)
-        ahead_stop = min(ahead_stop, self.size)
-        if ahead_start < ahead_stop:
-            self._pool.decode_ahead(self._layer, self._spans(ahead_start, ahead_stop))
-
-    def _join(self, spans: range, parts: list[bytes], start: int, stop: int) -> bytes | memoryview:
-        """The range, without a copy where it lies in one span."""
-        if not parts:
-            return b""
-        base = self._layer.spans.range(spans[0])[0]
-        begin, end = self._offset + start - base, self._offset + stop - base
-        if len(parts) == 1:
-            return memoryview(parts[0])[begin:end]
-        views = [memoryview(part) for part in parts]
-        views[-1] = views[-1][: len(views[-1]) - (sum(map(len, views)) - end)]
-        views[0] = views[0][begin:]
-        return b"".join(views)
+        with self._lock:
+            self._recent.clear()

@@ -23,9 +23,11 @@ from typing import Literal, Protocol, Self
 from kitfs.digest import CHECKSUM_SIZE, Digest
 from kitfs.errors import UsageError
 from kitfs.layer.errors import LayerCorrupt
-from kitfs.layer.lazy_layer import LazyLayer, LazyMember
+from kitfs.layer.lazy_layer import LazyLayer
+from kitfs.layer.lazy_member import LazyMember
 from kitfs.layer.materialise import Materialiser
 from kitfs.layer.member_file import MemberFileReader
+from kitfs.layer.policy import Materialise
 from kitfs.layer.span_reader import BlobSource, SpanReader
 from kitfs.layer.spans import first_spans
 from kitfs.oci.mediatype import Compression
@@ -116,9 +118,10 @@ class LayerReader:
         layer: The layer's blob.
         record: What the store knows of it.
         toc: Its members.
+        materialise: When its members become files.
     """
 
-    def __init__(self, store: Store, layer: Digest) -> None:
+    def __init__(self, store: Store, layer: Digest, *, materialise: Materialise = Materialise.AUTO) -> None:
         """Read the layer's table of contents.
 
         Raises:
@@ -131,6 +134,7 @@ class LayerReader:
             raise LayerNotIndexed(layer)
         self.layer = layer
         self.record = record
+        self.materialise = materialise
         self.toc = store.get_toc(layer)
         self._store = store
         self._materialiser: Materialiser | None = None
@@ -139,7 +143,7 @@ class LayerReader:
         if record.compression != Compression.NONE:
             self._materialiser = Materialiser(store, layer, record, self.toc)
             if record.checkpoint_values:
-                self._lazy = LazyLayer(store, layer, record)
+                self._lazy = LazyLayer(store, layer, record, self.toc)
             return
         self._first_spans = first_spans(self.toc)
         self._checksums = store.span_checksums(layer)
@@ -167,11 +171,10 @@ class LayerReader:
             checksums = memoryview(self._checksums)[first:stop]
             is_whole_blob = self.record.format == "raw"
             return SpanReader(self._source, member, index, checksums, is_whole_blob=is_whole_blob)
+        if self._lazy is not None:
+            return LazyMember(self._store, self._lazy, member, index, self.materialise)
         assert self._materialiser is not None
-        file = MemberFileReader(self._store, self._materialiser, self.layer, member, index)
-        if self._lazy is None or file.state == "native":
-            return file
-        return LazyMember(self._lazy, member, index)
+        return MemberFileReader(self._store, self._materialiser, self.layer, member, index)
 
     def close(self) -> None:
         """Stop decoding, unless another reader of the layer waits for it; open members can still be read.

@@ -33,6 +33,10 @@ class SpanSource(Protocol):
     @property
     def key(self) -> Hashable: ...  # noqa: D102  # see the class
 
+    def find(self, span: int) -> bytes | None:
+        """The verified bytes of a span that was decoded before, where they are kept; may wait for the disk."""
+        ...
+
     def decode(self, span: int) -> bytes:
         """The verified bytes of a span; may wait for the disk.
 
@@ -40,6 +44,10 @@ class SpanSource(Protocol):
             LayerCorrupt: when they are not what was verified.
             KitfsError, OSError: when the store or the disk fails.
         """
+        ...
+
+    def keep(self, span: int, data: bytes) -> None:
+        """Take the bytes of a span that `decode` gave, after whoever waited for them; raises nothing."""
         ...
 
 
@@ -114,7 +122,7 @@ class SpanPool:
     """Threads, queues and cache. Methods may be called from any thread; only `drop` and `close` wait.
 
     Attributes:
-        decoded_count: Spans decoded so far.
+        decoded_count: Spans decoded so far; those that a source had kept are not counted.
     """
 
     def __init__(self, *, threads: int = THREADS, cache_size: int = CACHE_SIZE) -> None:
@@ -191,6 +199,11 @@ class SpanPool:
         with self._lock:
             return sum(task.source is source for task in self._tasks.values())
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no span is wanted or being decoded."""
+        return not self._tasks
+
     def close(self, timeout_s: float = _EXIT_TIMEOUT_S) -> None:
         """End the threads after the span at hand."""
         with self._lock:
@@ -216,12 +229,20 @@ class SpanPool:
         while (task := self._take()) is not None:
             data: bytes | None = None
             error: BaseException | None = None
+            is_new = False
             try:
-                data = task.source.decode(task.span)
+                data = task.source.find(task.span)
+                is_new = data is None
+                if data is None:
+                    data = task.source.decode(task.span)
             except BaseException as caught:  # noqa: BLE001  # whoever waits gets it
                 error = caught
-            self._end(task, data)
+            if data is not None:
+                self._remember(task, data, is_new=is_new)
             task.finish(data, error)
+            if data is not None and is_new:
+                task.source.keep(task.span, data)
+            self._end(task)
             del task, data, error
 
     def _take(self) -> SpanTask | None:
@@ -238,19 +259,19 @@ class SpanPool:
                     return task
             return None
 
-    def _end(self, task: SpanTask, data: bytes | None) -> None:
-        key = (task.source.key, task.span)
+    def _remember(self, task: SpanTask, data: bytes, *, is_new: bool) -> None:
         with self._lock:
-            del self._tasks[key]
-            self._ended.notify_all()
-            if data is None:
-                return
-            self.decoded_count += 1
-            self._cache[key] = data
+            self.decoded_count += is_new
+            self._cache[task.source.key, task.span] = data
             self._cached_size += len(data)
             while self._cached_size > self._cache_size:
                 _, evicted = self._cache.popitem(last=False)
                 self._cached_size -= len(evicted)
+
+    def _end(self, task: SpanTask) -> None:
+        with self._lock:
+            del self._tasks[task.source.key, task.span]
+            self._ended.notify_all()
 
 
 _shared: SpanPool | None = None

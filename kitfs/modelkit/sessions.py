@@ -6,7 +6,6 @@ fsynced, its lock is held, and garbage collection keeps everything it names.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from kitfs.digest import checksum
 from kitfs.errors import KitfsError
 from kitfs.modelkit import NODES_MAX, TREE_VERSION
 from kitfs.modelkit.resolve import resolve
+from kitfs.store.partials import boot_id
 from kitfs.store.sessions import HeldSession, SessionOptions, SessionRecord, new_session_id
 
 if TYPE_CHECKING:
@@ -92,9 +92,3 @@ def tree_key(record: SessionRecord) -> bytes:
     """What a tree's inode numbers depend on, as 16 bytes: equal sessions show equal numbers."""
     parts = (record.manifests, record.filter, record.options, record.tree_version)
     return checksum(msgspec.json.encode(parts))
-
-
-def boot_id() -> str:
-    """The running kernel's boot, random per boot (proc(5), ``/proc/sys/kernel/random/boot_id``)."""
-    with open(os.path.join("/proc/sys/kernel/random", "boot_id")) as file:
-        return file.read().strip()

@@ -20,6 +20,10 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _RENAMEAT2 = getattr(_LIBC, "renameat2", None)
+_SYNC_FILE_RANGE = getattr(_LIBC, "sync_file_range", None)
+_SYNC_FILE_RANGE_WRITE = 2
+if _SYNC_FILE_RANGE is not None:
+    _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _NO_SUCH_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
@@ -56,6 +60,12 @@ def sync_file(fd: int, path: Path) -> None:
     """
     with naming(path, "fsync of"):
         os.fsync(fd)
+
+
+def start_writeback(fd: int, offset: int, size: int) -> None:
+    """Let the kernel begin to write a range out, so that nothing dirty piles up; makes nothing durable."""
+    if _SYNC_FILE_RANGE is not None:
+        _SYNC_FILE_RANGE(fd, offset, size, _SYNC_FILE_RANGE_WRITE)
 
 
 def sync_directory(path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
-from kitfs.store import agreement, catalog, durable, gate, schema, tags
+from kitfs.store import agreement, catalog, durable, gate, partials, schema, tags
 from kitfs.store.errors import IndexDisagrees
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -38,7 +38,7 @@ class Victim:
     """One thing that goes, or would go.
 
     Attributes:
-        kind: ``ModelKit``, ``blob``, ``member``, ``ingest``, ``lease`` or ``session``.
+        kind: ``ModelKit``, ``blob``, ``member``, ``partial``, ``ingest``, ``lease`` or ``session``.
         name: Its digest or file name.
         size: Bytes that the disk gets back; 0 for a linked file that has another name.
         reason: Why.
@@ -83,6 +83,7 @@ class _Plan:
     members: dict[Digest, _File | None] = field(default_factory=dict)
     victims: list[Victim] = field(default_factory=list)
     leftovers: list[Path] = field(default_factory=list)
+    partials: list[Path] = field(default_factory=list)
 
 
 def gc(store: Store, *, dry_run: bool = False, grace_s: float = 0) -> GcReport:
@@ -109,6 +110,7 @@ def gc(store: Store, *, dry_run: bool = False, grace_s: float = 0) -> GcReport:
         with index.read() as txn:
             plan = _decide(txn, layout, notes, files, grace_s, report)
         if not dry_run:
+            partials.drop_other_boots(layout)
             with index.write() as txn:
                 _forget(txn, plan)
             trash = _take_away(layout, plan)
@@ -160,6 +162,7 @@ def _decide(
     report.kept = len(blobs) + len(members) - len(plan.blobs.keys() & blobs.keys())
     report.kept -= len(plan.members.keys() & members.keys())
     _plan_leftovers(plan, notes)
+    _plan_partials(plan, notes, young_s)
     return plan
 
 
@@ -185,6 +188,16 @@ def _plan_leftovers(plan: _Plan, notes: Notes) -> None:
                 plan.leftovers.append(path)
 
 
+def _plan_partials(plan: _Plan, notes: Notes, young_s: float) -> None:
+    for path in notes.partials_unused:
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_mtime < young_s:
+                size = 512 * status.st_blocks
+                plan.victims.append(Victim("partial", path.name, size, "nobody reads it; its layer has the bytes"))
+                plan.partials.append(path)
+
+
 def _forget(txn: Txn, plan: _Plan) -> None:
     for digest in plan.blobs:
         catalog.delete_manifest(txn, digest)
@@ -206,4 +219,6 @@ def _take_away(layout: Layout, plan: _Plan) -> list[Path]:
             trash.append(target)
     for path in plan.leftovers:
         durable.remove(path)
+    for path in plan.partials:
+        partials.remove_unused(path)
     return trash

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +24,31 @@ from kitfs.store.stamp import find_status, matches, stamp_of
 
 FILE_MODE = 0o444
 
+FindStamp = Callable[[Digest, bool], Stamp | None]
+"""The recorded stamp of a blob (or, second argument true, of a member)."""
+
+
+def place_file(lease: Lease, path: Path, digest: Digest, find_stamp: FindStamp, *, member: bool) -> None:
+    """Step 4 of store.md 2: a file that is whole, verified and synced becomes visible under its digest.
+
+    On disk when this returns: the directory entry. The lease holds the digest.
+
+    Raises:
+        StoreWriteFailed: when a step failed.
+        LeaseEnded: when the lease is closed.
+    """
+    layout = lease.layout
+    target = layout.member(digest) if member else layout.blob(digest)
+    if not lease.place(path, target, digest, replace=False):
+        if matches(find_stamp(digest, member), find_status(target)):
+            durable.remove(path)
+            return  # the file there was verified and has not changed: it stays, with its inode
+        lease.place(path, target, digest, replace=True)  # heals whatever lay there
+    durable.sync_directory(target.parent)
+    placements = lease.member_placements if member else lease.placements
+    with durable.naming(target, "looking at"):
+        placements[digest] = Placement("whole", stamp_of(os.lstat(target)))
+
 
 class Ingest:
     """One new file under way.
@@ -31,7 +57,7 @@ class Ingest:
         size: Bytes written so far.
     """
 
-    def __init__(self, lease: Lease, find_stamp: Callable[[Digest, bool], Stamp | None]) -> None:
+    def __init__(self, lease: Lease, find_stamp: FindStamp) -> None:
         """Begin.
 
         Args:
@@ -102,7 +128,9 @@ class Ingest:
                 os.fchmod(self._fd, FILE_MODE)
             durable.sync_file(self._fd, self._path)  # step 3: bytes and final mode on disk, nothing writable left
             self._close()
-            self._place(digest, member=member)  # step 4: visible under its digest
+            place_file(
+                self._lease, self._path, digest, self._find_stamp, member=member
+            )  # step 4: visible under its digest
         except BaseException:
             self.abort()
             raise
@@ -116,19 +144,6 @@ class Ingest:
         if expected is not None and digest != expected:
             raise DigestMismatch(expected, digest)
         return digest
-
-    def _place(self, digest: Digest, *, member: bool) -> None:
-        layout = self._lease.layout
-        target = layout.member(digest) if member else layout.blob(digest)
-        if not self._lease.place(self._path, target, digest, replace=False):
-            if matches(self._find_stamp(digest, member), find_status(target)):
-                durable.remove(self._path)
-                return  # the file there was verified and has not changed: it stays, with its inode
-            self._lease.place(self._path, target, digest, replace=True)  # heals whatever lay there
-        durable.sync_directory(target.parent)
-        placements = self._lease.member_placements if member else self._lease.placements
-        with durable.naming(target, "looking at"):
-            placements[digest] = Placement("whole", stamp_of(os.lstat(target)))
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

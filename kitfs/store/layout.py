@@ -5,6 +5,7 @@ Used by every module of the store. Knows names and modes, never contents. The tr
     version                        one line; written last, so a home without it is not a store yet
     blobs/sha256/<ab>/<hex>        published bytes, 0444, never changed
     members/sha256/<ab>/<hex>      a member's bytes, 0444, can be made anew from its layer
+    partial/<boot id>/             members being put together from spans (``partials``)
     ingest/<lease id>.<n>          writes in progress; ingest/trash-… is on its way out
     sessions/<id>.json .holds .names
     leases/<id>                    digests that a running operation holds, one a line
@@ -32,7 +33,7 @@ FORMAT_VERSION = 1
 """The format that this program writes and the newest that it reads."""
 
 _VERSION_SIZE_MAX = 64
-_FOLDERS = ("ingest", "sessions", "leases", "index")
+_FOLDERS = ("ingest", "partial", "sessions", "leases", "index")
 _CONTENT = ("blobs", "members")
 
 
@@ -55,6 +56,11 @@ class Layout:
     def ingest(self) -> Path:
         """The folder of writes in progress."""
         return self.home / "ingest"
+
+    @property
+    def partial(self) -> Path:
+        """The folder of members being put together, one folder below it for each boot."""
+        return self.home / "partial"
 
     @property
     def sessions(self) -> Path:

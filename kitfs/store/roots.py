@@ -16,6 +16,7 @@ from kitfs.store import catalog, gate, sessions, tags
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
 from kitfs.store.lease import read_held
+from kitfs.store.partials import iter_partials, map_of
 
 TRASH_PREFIX = "trash-"
 
@@ -31,6 +32,7 @@ class Notes:
         sessions_dead: Files of sessions that are neither alive nor wanted.
         sessions_unreadable: Files of sessions that can not be read.
         ingests_dead: Files in ``ingest/`` of dead leases, and trash.
+        partials_unused: Data files of partials that nobody reads.
     """
 
     held: set[Digest] = field(default_factory=set)
@@ -39,6 +41,7 @@ class Notes:
     sessions_dead: list[Path] = field(default_factory=list)
     sessions_unreadable: list[Path] = field(default_factory=list)
     ingests_dead: list[Path] = field(default_factory=list)
+    partials_unused: list[Path] = field(default_factory=list)
 
 
 def read_notes(layout: Layout) -> Notes:
@@ -58,6 +61,7 @@ def read_notes(layout: Layout) -> Notes:
     for path in ingests:
         if path.name.startswith(TRASH_PREFIX) or path.name.rpartition(".")[0] not in notes.leases_alive:
             notes.ingests_dead.append(path)
+    notes.partials_unused = [path for path in iter_partials(layout) if not gate.is_alive(map_of(path))]
     _read_sessions(layout, notes)
     return notes
 

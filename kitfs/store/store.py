@@ -8,6 +8,7 @@ wait for a writer; lists are read whole in one short transaction.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from kitfs.store.sessions import HeldSession, SessionRecord
 
 if TYPE_CHECKING:
     from kitfs.store.change import Change
+    from kitfs.store.partials import Partial
 
 
 class Store(StoreReads):
@@ -136,6 +138,20 @@ class Store(StoreReads):
             StoreWriteFailed, LeaseEnded: when a step failed.
         """
         link.link_file(lease, Path(source), digest, self._find_stamp(digest, False), watcher)
+
+    def place_partial(self, lease: Lease, partial: Partial, digest: Digest) -> bool:
+        """Make a partial that is whole a member; see ``Partial.place``.
+
+        Raises:
+            DigestMismatch: when its bytes are others; it is gone.
+            StoreWriteFailed, LeaseEnded: when a step failed.
+        """
+        return partial.place(lease, digest, self._find_stamp)
+
+    def make_room(self, size: int) -> bool:
+        """Whether so many bytes more fit on the disk."""
+        status = os.statvfs(self.home)
+        return size <= status.f_bavail * status.f_frsize
 
     def change(self, lease: Lease) -> Change:
         """Begin a set of records and tags that become visible together.

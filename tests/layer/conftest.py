@@ -12,8 +12,9 @@ import pytest
 import zstandard
 
 from kitfs.digest import Digest
-from kitfs.layer import span_pool
+from kitfs.layer import finisher, span_pool
 from kitfs.layer.block_inflater import SPACING
+from kitfs.layer.finisher import Finisher
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
 from kitfs.layer.span_pool import SpanPool
 from kitfs.oci.mediatype import Compression, LayerFormat
@@ -61,6 +62,15 @@ def fresh_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpanPool]:
     monkeypatch.setattr(span_pool, "_shared", pool)
     yield pool
     pool.close()
+
+
+@pytest.fixture(autouse=True)
+def fresh_finisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Finisher]:
+    """A finisher of this test's own."""
+    made = Finisher()
+    monkeypatch.setattr(finisher, "_shared", made)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from kitfs.digest import Digest
 from kitfs.errors import IntegrityError
 from kitfs.layer import lazy_layer
 from kitfs.layer.errors import LayerCorrupt
+from kitfs.layer.policy import Materialise
 from kitfs.layer.reader import LayerReader
 from kitfs.layer.span_pool import shared_pool
 from kitfs.oci.mediatype import Compression, LayerFormat
@@ -48,6 +49,11 @@ def small_spans(layers):
     return layers
 
 
+def spans_of(layers, index) -> LayerReader:
+    """A reader that makes no files, so that what is read was decoded."""
+    return LayerReader(layers.store, index.digest, materialise=Materialise.NEVER)
+
+
 def decoded() -> int:
     return shared_pool().decoded_count
 
@@ -63,7 +69,7 @@ def test_random_ranges_equal_the_files(layers, tar_of, shards):
     index = layers.add(tar_of(shards), GZIP)
     names = [member.path.decode() for member in index.toc]
     rng = random.Random(4)
-    with LayerReader(layers.store, index.digest) as reader:
+    with spans_of(layers, index) as reader:
         for _ in range(400):
             number = rng.randrange(len(names))
             data = shards[names[number]]
@@ -85,7 +91,7 @@ def test_a_cold_read_decodes_at_most_two_spans(layers, tar_of, shards):
     rng = random.Random(5)
     for _ in range(10):
         number = rng.randrange(len(index.toc))
-        with LayerReader(layers.store, index.digest) as reader:
+        with spans_of(layers, index) as reader:
             shared_pool().forget(reader._lazy)
             before = decoded()
             member = reader.open_member(number)
@@ -101,7 +107,7 @@ def test_sequential_reads_are_decoded_ahead_and_once(layers, tar_of, shards):
     """A member read from its start in pieces of 128 KiB finds most of them decoded; no span is decoded twice."""
     data = b"".join(shards.values())
     index = layers.add(tar_of({"weights": data}), GZIP)
-    with LayerReader(layers.store, index.digest) as reader:
+    with spans_of(layers, index) as reader:
         before = decoded()
         member = reader.open_member(0)
         waited = 0
@@ -119,7 +125,7 @@ def test_sequential_reads_are_decoded_ahead_and_once(layers, tar_of, shards):
 def test_decoding_ahead_ends_with_the_member(layers, tar_of, shards):
     """Reading one small member to its end decodes nothing of the members behind it."""
     index = layers.add(tar_of(shards), GZIP)
-    with LayerReader(layers.store, index.digest) as reader:
+    with spans_of(layers, index) as reader:
         before = decoded()
         member = reader.open_member(3)
         for start in range(0, member.size, 50_000):
@@ -135,7 +141,7 @@ def test_readers_that_want_one_span_share_its_decoding(layers, tar_of, shards):
     """32 threads over two readers that all want the same bytes decode each span once."""
     index = layers.add(tar_of(shards), GZIP)
     start = threading.Barrier(32)
-    with LayerReader(layers.store, index.digest) as one, LayerReader(layers.store, index.digest) as two:
+    with spans_of(layers, index) as one, spans_of(layers, index) as two:
         before = decoded()
 
         def read(number: int) -> bytes:
@@ -154,7 +160,7 @@ def test_readers_that_want_one_span_share_its_decoding(layers, tar_of, shards):
 def test_a_pending_read_tells_when_it_is_done(layers, tar_of, shards):
     """The callback of a read comes once, when its bytes are there, or the error is; at once when they were before."""
     index = layers.add(tar_of(shards), GZIP)
-    with LayerReader(layers.store, index.digest) as reader:
+    with spans_of(layers, index) as reader:
         member = reader.open_member(5)
         for _ in range(2):
             done = threading.Event()
@@ -163,7 +169,7 @@ def test_a_pending_read_tells_when_it_is_done(layers, tar_of, shards):
             assert done.wait(30)
             assert bytes(pending.result()) == shards["model/05"][10:]
         layers.blob_path(index.digest).rename(layers.store.home / "aside")
-        with LayerReader(layers.store, index.digest) as other:
+        with spans_of(layers, index) as other:
             done = threading.Event()
             pending = other.open_member(20).begin_read(0, 10)
             pending.call_when_done(done.set)
@@ -185,7 +191,7 @@ def test_a_flipped_bit_of_the_blob_is_never_served(small_spans, tar_of, layer_fo
     path.chmod(0o600)
     good = path.read_bytes()
     corrupt = 0
-    with path.open("r+b") as blob, LayerReader(layers.store, index.digest) as reader:
+    with path.open("r+b") as blob, spans_of(layers, index) as reader:
         spans = reader._lazy.spans
         assert spans.count > 5
         for _ in range(1500):
@@ -232,7 +238,7 @@ def test_a_flipped_bit_of_a_record_is_never_served(small_spans, tar_of):
             bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
             txn._txn.put(key, bytes(bad))
         try:
-            with LayerReader(store, index.digest) as reader:
+            with spans_of(layers, index) as reader:
                 shared_pool().forget(reader._lazy)
                 assert bytes(reader.open_member(0).read(0, len(files["f"]))) == files["f"]
         except IntegrityError:
@@ -259,7 +265,7 @@ def test_wrong_checkpoints_are_never_served(small_spans, tar_of, data):
         change.add_layer(index.digest, index.record, index.toc, index.span_checksums, checkpoints)
         change.commit()
     try:
-        with LayerReader(layers.store, index.digest) as reader:
+        with spans_of(layers, index) as reader:
             shared_pool().forget(reader._lazy)
             assert bytes(reader.open_member(0).read(0, len(content))) == content
     except IntegrityError:
@@ -272,7 +278,7 @@ def test_damage_is_logged_once_per_span_and_healed_by_an_import(layers, tar_of, 
     index = layers.add(raw, GZIP)
     path = layers.blob_path(index.digest)
     path.chmod(0o600)
-    with LayerReader(layers.store, index.digest) as reader, caplog.at_level(logging.ERROR):
+    with spans_of(layers, index) as reader, caplog.at_level(logging.ERROR):
         spans = reader._lazy.spans
         at = spans.published_range(4)[0] + 1000
         with path.open("r+b") as blob:
@@ -297,7 +303,7 @@ def test_a_truncated_blob_is_an_error_where_bytes_are_missing(layers, tar_of, sh
     path = layers.blob_path(index.digest)
     path.chmod(0o600)
     os.truncate(path, path.stat().st_size // 2)
-    with LayerReader(layers.store, index.digest) as reader:
+    with spans_of(layers, index) as reader:
         shared_pool().forget(reader._lazy)
         assert bytes(reader.open_member(0).read(0, 100)) == shards["model/00"][:100]
         with pytest.raises(LayerCorrupt, match="missing"):

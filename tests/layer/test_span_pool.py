@@ -18,6 +18,12 @@ class Source:
         if is_open:
             self.gate.set()
 
+    def find(self, span: int) -> None:
+        """Nothing is kept."""
+
+    def keep(self, span: int, data: bytes) -> None:
+        """Nothing is kept."""
+
     def decode(self, span: int) -> bytes:
         self.order.append(span)
         self.begun.set()

@@ -14,7 +14,18 @@ def test_new_store_is_private_and_whole(store):
     """The home is 0700 and has every folder, the 256 of each kind of content included."""
     assert stat.S_IMODE(store.home.stat().st_mode) == 0o700
     names = {entry.name for entry in store.home.iterdir()}
-    assert names == {"version", "blobs", "members", "ingest", "sessions", "leases", "gc.lock", "tags.log", "index"}
+    assert names == {
+        "version",
+        "blobs",
+        "members",
+        "partial",
+        "ingest",
+        "sessions",
+        "leases",
+        "gc.lock",
+        "tags.log",
+        "index",
+    }
     for kind in ("blobs", "members"):
         assert len(list(store.layout.content(kind).iterdir())) == 256
     assert store.layout.version.read_text() == "1\n"

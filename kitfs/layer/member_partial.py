@@ -1,0 +1,253 @@
+"""A member of a lazy layer that becomes a file behind its readers (lazy.md 4).
+
+The span pool gives every span that it has decoded to `keep`, after whoever waited for it has got it; and asks `find`
+before it decodes one, since another worker may have. A span read back is compared with its checksum again, which only
+those that lie within the member have: those at its two ends are decoded anew. When nearly all spans are there, the
+finisher decodes the rest, hashes the file and places it. Failures are logged and cost readers nothing: they go on from
+the layer.
+
+No lock is held across I/O: the lock here guards who writes, and whoever opens the files takes what came meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Protocol
+
+from kitfs.digest import Digest, DigestMismatch
+from kitfs.errors import KitfsError
+from kitfs.layer.finisher import shared_finisher
+from kitfs.store.errors import StoreWriteFailed
+from kitfs.store.partials import Partial, find_partial
+from kitfs.store.records import TocMember
+from kitfs.store.store import Store
+
+FILLED_SHARE = 0.9
+"""A member of which so much was read is decoded to its end when its readers are idle."""
+
+_RETRY_S = 30.0  # a full disk is not asked again by every span
+_BACKLOG_MAX = 64
+
+_log = logging.getLogger(__name__)
+
+
+class SpanLayer(Protocol):
+    """The layer of a member, as far as it is needed here.
+
+    Attributes:
+        layer: Its blob.
+    """
+
+    layer: Digest
+
+    def range(self, span: int) -> tuple[int, int]:
+        """The decoded bytes of a span, half open."""
+        ...
+
+    def find_span(self, offset: int) -> int:
+        """The span that holds a byte of the decoded layer."""
+        ...
+
+    def is_right(self, span: int, data: bytes) -> bool:
+        """Whether bytes are those of a span, by its checksum."""
+        ...
+
+    def get(self, span: int) -> bytes:
+        """The bytes of a span, from wherever they can be had."""
+        ...
+
+
+class MemberPartial:
+    """One member of one layer; shared by all who read it in this process. Methods may be called from any thread.
+
+    Attributes:
+        owner: Its layer.
+        last_read_s: When the member was last read, on the monotonic clock.
+        is_native: Whether this object has placed the member's file.
+    """
+
+    def __init__(self, store: Store, layer: SpanLayer, member: TocMember, index: int) -> None:
+        assert member.digest is not None  # files have one
+        self.owner = layer
+        self.last_read_s = time.monotonic()
+        self.is_native = False
+        self._store = store
+        self._layer = layer
+        self._digest = Digest.from_raw(member.digest)
+        self._start, self._stop = member.offset, member.offset + member.size
+        self._first = layer.find_span(self._start)
+        self._last = layer.find_span(self._stop - 1)
+        self._name = f"{layer.layer.hex}.{index}"
+        self._changed = threading.Condition()
+        self._partial: Partial | None = None
+        self._users = 0  # threads that use it
+        self._backlog: deque[tuple[int, bytes]] = deque()
+        self._is_opening = False
+        self._is_ending = False
+        self._retry_s = 0.0
+        self._looked = False
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a part of it is on disk, as far as this process knows."""
+        return self._partial is not None
+
+    def covers(self, span: int) -> bool:
+        """Whether the member has bytes of a span."""
+        return self._first <= span <= self._last
+
+    def find(self, span: int) -> bytes | None:
+        """The verified bytes of a span that somebody has decoded before, or None."""
+        start, stop = self._layer.range(span)
+        if start < self._start or stop > self._stop:
+            return None
+        if self._partial is None and not self._looked:
+            self._looked = True
+            if find_partial(self._store.layout, self._name) and self._enter(None):
+                self._leave()
+        with self._changed:
+            partial = self._partial
+            if partial is None or self._is_ending:
+                return None
+            self._users += 1
+        try:
+            if not partial.has(span - self._first):
+                return None
+            data = partial.read(start - self._start, stop - start)
+            if self._layer.is_right(span, data):
+                return data
+            _log.warning("%s: span %d is not what was written; it is decoded again", partial.path, span)
+            partial.forget(span - self._first)
+        except (OSError, StoreWriteFailed) as error:
+            _log.warning("%s", error)
+        finally:
+            self._leave()
+        return None
+
+    def keep(self, span: int, data: bytes) -> None:
+        """Write a verified span to the member's partial file, once."""
+        partial = self._enter((span, data))
+        if partial is None:
+            return
+        try:
+            self._write(partial, span, data)
+        finally:
+            self._leave()
+
+    def consider(self) -> None:
+        """Have the member ended where nearly all of it is there."""
+        with self._changed:
+            partial = self._partial
+            if partial is None or self._is_ending:
+                return
+            self._users += 1
+        try:
+            if len(partial.find_missing()) <= (1 - FILLED_SHARE) * partial.count:
+                shared_finisher().submit(self)
+        finally:
+            self._leave()
+
+    def _enter(self, item: tuple[int, bytes] | None) -> Partial | None:
+        """The open partial, counted as used; None when it is opened by another thread (which takes the span) or not."""
+        with self._changed:
+            if self._is_ending or self.is_native:
+                return None
+            if self._partial is not None:
+                self._users += 1
+                return self._partial
+            if self._is_opening:
+                if item is not None and len(self._backlog) < _BACKLOG_MAX:
+                    self._backlog.append(item)
+                return None
+            if time.monotonic() < self._retry_s:
+                return None
+            self._is_opening = True
+        partial = self._open()
+        while True:
+            with self._changed:
+                if partial is None or not self._backlog:
+                    self._backlog.clear()
+                    self._is_opening = False
+                    self._partial = partial
+                    self._users += partial is not None
+                    self._changed.notify_all()
+                    return partial
+                following = self._backlog.popleft()
+            self._write(partial, *following)
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._users -= 1
+            self._changed.notify_all()
+
+    def _open(self) -> Partial | None:
+        try:
+            size = self._stop - self._start
+            if self._store.make_room(size):
+                return Partial(self._store.layout, self._name, size, self._last - self._first + 1)
+        except KitfsError as error:
+            _log.warning("%s", error)
+        self._retry_s = time.monotonic() + _RETRY_S
+        return None
+
+    def _write(self, partial: Partial, span: int, data: bytes) -> None:
+        start, stop = self._layer.range(span)
+        begin, end = max(start, self._start), min(stop, self._stop)
+        number = span - self._first
+        try:
+            if not partial.has(number):
+                partial.write(number, memoryview(data)[begin - start : end - start], begin - self._start)
+        except (OSError, StoreWriteFailed) as error:
+            _log.warning("%s", error)
+
+    def run(self) -> None:
+        """End the member: decode what is missing, hash, place, record. A job of the finisher.
+
+        On disk when `is_native` is true afterwards: the member's file, verified and recorded.
+
+        Raises:
+            LayerCorrupt: when the layer does not give the bytes.
+            KitfsError, OSError: when the store or the disk fails.
+        """
+        partial = self._enter(None)
+        if partial is None:
+            return
+        try:
+            for number in partial.find_missing():
+                self._write(partial, self._first + number, self._layer.get(self._first + number))
+            if not partial.is_whole:
+                return
+            with self._changed:
+                self._is_ending = True
+        finally:
+            self._leave()
+        with self._changed:
+            self._changed.wait_for(lambda: self._users == 0)
+        try:
+            self._place(partial)
+        finally:
+            with self._changed:
+                self._partial = None
+                self._is_ending = False
+
+    def _place(self, partial: Partial) -> None:
+        try:
+            with self._store.lease(f"materialise member {self._digest}") as lease:
+                if not self._store.place_partial(lease, partial, self._digest):
+                    return
+                change = self._store.change(lease)
+                change.add_member(self._digest, partial.size)
+                change.commit()
+                self.is_native = True
+        except DigestMismatch as error:
+            self._retry_s = time.monotonic() + _RETRY_S
+            _log.error("%s: %s; it is made anew", partial.path, error)
+        finally:
+            partial.close()
+
+    def __del__(self) -> None:
+        if self._partial is not None:
+            self._partial.close()
