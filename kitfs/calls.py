@@ -80,6 +80,7 @@ class MountState(msgspec.Struct):
     Attributes:
         state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers.
         native: Share of the opened files that were plain files in the store, small made ones included, 0 to 1.
+        spans_decoded: Spans of compressed layers that the worker has decoded, of about 512 KiB.
     """
 
     session: str
@@ -93,6 +94,7 @@ class MountState(msgspec.Struct):
     bytes_read: int = 0
     state: str = "starting"
     native: float = 0.0
+    spans_decoded: int = 0
 
 
 class ListAnswer(msgspec.Struct):

@@ -221,4 +221,5 @@ class Session:
             state.pid = self._worker.pid
             state.reads, state.bytes_read = stats.reads, stats.bytes_read
             state.state, state.native = stats.state, stats.native
+            state.spans_decoded = stats.spans_decoded
         return state

@@ -58,6 +58,7 @@ class WorkerMessage(msgspec.Struct, omit_defaults=True):
         prepared: Answer to a ``PrepareOrder``.
         ready: Answer to a ``ServeOrder``: reads work.
         failed: Why it ends.
+        spans_decoded: Spans of compressed layers that it has decoded.
     """
 
     prepared: PrepareAnswer | None = None
@@ -68,4 +69,5 @@ class WorkerMessage(msgspec.Struct, omit_defaults=True):
     opens: int = 0
     lookups: int = 0
     native: float = 0.0
+    spans_decoded: int = 0
     state: str = "lazy"

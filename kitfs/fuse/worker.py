@@ -35,6 +35,7 @@ from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover, run_session
 from kitfs.fuse.operations import KitOperations
 from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, SERVE_DESCRIPTORS, Order, PrepareOrder, ServeOrder, WorkerMessage
+from kitfs.layer.span_pool import shared_pool
 from kitfs.modelkit.sessions import prepare_session
 from kitfs.modelkit.view import View, open_view
 from kitfs.oci.reference import parse_reference
@@ -184,7 +185,8 @@ def encode_counters(counters: Counters) -> bytes:
     state = "native" if native == 1 else "partial" if native else "lazy"
     names = ("reads", "bytes_read", "opens", "lookups", "errors")
     answer: dict[str, float | str] = {name: getattr(counters, name) for name in names}
-    return json.dumps({**answer, "native": native, "state": state}).encode()
+    spans_decoded = shared_pool().decoded_count
+    return json.dumps({**answer, "native": native, "state": state, "spans_decoded": spans_decoded}).encode()
 
 
 def drop_capabilities() -> None:

@@ -14,9 +14,10 @@ parse; pure. All numbers are big-endian::
     window value      packed windows one after another
 
 Directory values come first, each full but the last; `stop` is the byte of the published layer behind the last gzip
-member. Span *n* goes from entry *n* to the next one, the last to the end of the decoded layer. Its published range
-begins at the byte that holds its first bit, the first one's at 0, and ends behind the byte that holds the last bit
-before the next entry, the last one's at `stop`; what follows is zero padding.
+member or zstd frame. Entries of zstd are at the first bits of frames and have no windows. Span *n* goes from entry *n*
+to the next one, the last to the end of the decoded layer. Its published range begins at the byte that holds its first
+bit, the first one's at 0, and ends behind the byte that holds the last bit before the next entry, the last one's at
+`stop`; what follows is zero padding of gzip.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def encode_checkpoints(entries: Sequence[Entry], stop: int) -> list[bytes]:
 
     Args:
         entries: The checkpoints, in order.
-        stop: Byte of the published layer behind its last gzip member.
+        stop: Byte of the published layer behind its last gzip member or zstd frame.
     """
     windows: list[bytearray] = [bytearray()]
     places: list[tuple[int, int]] = []

@@ -1,13 +1,18 @@
-"""Which decoder reads which compression; the indexer and the materialiser start here."""
+"""Which decoder reads which compression, whole or span by span; the indexer and all readers start here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kitfs.layer.decode import DecodeLimits, Decoder
 from kitfs.layer.gzip_stream import GzipDecoder
+from kitfs.layer.span_decode import decode_span
+from kitfs.layer.zstd_span import decode_frames
 from kitfs.layer.zstd_stream import ZstdDecoder
 from kitfs.oci.mediatype import Compression
+
+SpanDecoder = Callable[[memoryview, int, bytes, int], bytes]
+"""Published bytes, bit of the first, window, decoded size → the span; raises `SpanBroken`."""
 
 
 class _PlainDecoder:
@@ -33,3 +38,12 @@ def open_decoder(compression: Compression, limits: DecodeLimits | None = None) -
     if compression is Compression.ZSTD:
         return ZstdDecoder(limits)
     return _PlainDecoder()
+
+
+def find_span_decoder(compression: Compression) -> SpanDecoder:
+    """What decodes the spans of a compressed layer that has checkpoints.
+
+    Args:
+        compression: How the layer is compressed.
+    """
+    return decode_frames if compression is Compression.ZSTD else decode_span

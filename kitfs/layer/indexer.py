@@ -2,7 +2,7 @@
 
 Import, pull and pack feed a `LayerIndexer` the published bytes beside the store's ingest and record the result with
 it, so a layer is never there without its index. In the pass: decode, read the tar's headers, SHA-256 of the blob, of
-the decoded stream and of every member, checksums of the spans; of gzip also checkpoints (`span_builder`).
+the decoded stream and of every member, checksums of the spans; of gzip and zstd also checkpoints (`span_builder`).
 
 Three stages, each at most four pieces behind: the caller's thread hashes the blob of a plain layer, and whoever calls
 does that of others; one thread decodes what is compressed; one hashes the rest, reads headers and packs windows. All
@@ -28,6 +28,7 @@ from kitfs.layer.gzip_stream import GzipDecoder
 from kitfs.layer.pipeline import Pipeline, Step
 from kitfs.layer.span_builder import SpanBuilder
 from kitfs.layer.spans import SpanWriter
+from kitfs.layer.zstd_stream import ZstdDecoder
 from kitfs.oci.mediatype import Compression, LayerFormat
 from kitfs.store.records import KIND_FILE, LayerRecord, TocMember
 
@@ -47,7 +48,7 @@ class LayerIndex:
         diff_id: Digest of the decoded bytes.
         size_decoded: Decoded bytes.
         toc: Its members in the archive's order; the one member of a raw layer has an empty path.
-        span_checksums: `spans` of a plain layer, `checkpoints` of a gzip one; else empty.
+        span_checksums: `spans` of a plain layer, `checkpoints` of another; empty for one that has none.
         checkpoints: `checkpoints`, as values to store; empty for a layer that has none.
         record: The same facts, as the store's record.
     """
@@ -110,6 +111,9 @@ class LayerIndexer:
             self._guard(functools.partial(self._take, piece))
 
     def _open_decoder(self, limits: DecodeLimits, spacing: int) -> Decoder:
+        if self._compression is Compression.ZSTD:
+            self._stage.builder = SpanBuilder()
+            return ZstdDecoder(limits, self._begin_span, spacing)
         library = find_library() if self._compression is Compression.GZIP else None
         if library is None:
             return open_decoder(self._compression, limits)
@@ -216,8 +220,11 @@ class LayerIndexer:
         self._end_threads()
         self._stage.close()
         self._spans = bytes(self._stage.spans.checksums), []
-        if self._stage.builder is not None and isinstance(self._decoder, GzipDecoder):
-            self._spans = self._stage.builder.finish(self._decoder.stream_stop)
+        decoder = self._decoder
+        if isinstance(decoder, ZstdDecoder) and decoder.frame_count < 2:
+            return  # one frame is decoded once and whole, not again for each read that the cache of spans forgot
+        if self._stage.builder is not None and isinstance(decoder, GzipDecoder | ZstdDecoder):
+            self._spans = self._stage.builder.finish(decoder.stream_stop)
 
 
 class _HashStage:
@@ -228,7 +235,7 @@ class _HashStage:
         decoded: Their digest, kept for compressed layers only.
         toc: Members that are whole.
         spans: Checksums, kept for plain layers only.
-        builder: What collects checkpoints, for gzip layers where there is something to find them with.
+        builder: What collects checkpoints, for compressed layers where there is something to find them with.
     """
 
     def __init__(self, layer_format: LayerFormat, compression: Compression) -> None:

@@ -1,4 +1,4 @@
-"""A gzip layer that is read span by span from its published blob.
+"""A gzip or zstd layer that is read span by span from its published blob.
 
 `reader` makes these, `lazy_member` reads members through them. A span is decoded from its checkpoint in a thread of the
 pool and compared with the checksum from the index before anybody sees it, and goes to the partial files of the members
@@ -14,15 +14,16 @@ from collections import OrderedDict
 
 from kitfs.digest import CHECKSUM_SIZE, Digest, checksum
 from kitfs.layer.checkpoints import CheckpointsBroken, SpanMap, count_directory_values
+from kitfs.layer.decoders import find_span_decoder
 from kitfs.layer.descriptor import Descriptor
 from kitfs.layer.errors import LayerCorrupt
 from kitfs.layer.finisher import shared_finisher
 from kitfs.layer.member_partial import MemberPartial
 from kitfs.layer.read_ahead import ReadAhead
-from kitfs.layer.span_decode import SpanBroken, decode_span
-from kitfs.layer.span_pool import shared_pool
+from kitfs.layer.span_decode import SpanBroken
 from kitfs.layer.span_reader import BlobSource
 from kitfs.layer.sparse_window import unpack
+from kitfs.oci.mediatype import Compression
 from kitfs.store.records import LayerRecord, TocMember
 from kitfs.store.store import Store
 
@@ -62,7 +63,7 @@ class LazyLayer:
         self.source = BlobSource(store, layer)
         self._store = store
         self._toc = toc
-        self.layer = layer
+        self._decode_span = find_span_decoder(Compression(record.compression))
         self._lock = threading.Lock()
         self._values: OrderedDict[int, bytes] = OrderedDict()
         self._read_aheads: OrderedDict[int, ReadAhead] = OrderedDict()
@@ -121,7 +122,7 @@ class LazyLayer:
         if done != size:
             raise SpanBroken(f"{size - done} bytes are missing")
         window = self._window(span)
-        data = decode_span(published, self.spans.bit(span) % 8, window, decoded_stop - decoded_start)
+        data = self._decode_span(published, self.spans.bit(span) % 8, window, decoded_stop - decoded_start)
         if not self.is_right(span, data):
             raise SpanBroken("checksum differs")
         return data

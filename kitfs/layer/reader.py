@@ -3,9 +3,9 @@
 A `LayerReader` opens members of one layer; where the bytes come from depends on the layer::
 
     none          ranges of the blob, cut at spans; each span's checksum is compared before a byte leaves
-    gzip          spans decoded from checkpoints (`lazy_layer`), compared likewise; the member's own file where the
+    gzip, zstd    spans decoded from checkpoints (`lazy_layer`), compared likewise; the member's own file where the
                   store has one
-    zstd, and gzip without checkpoints
+    the same, without checkpoints
                   the member's own file in the store, made by decoding the whole layer once (`materialise`); trusted by
                   its stamp when it is opened, else hashed once, then stamped anew or made anew
 

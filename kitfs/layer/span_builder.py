@@ -1,9 +1,10 @@
-"""Collects the checkpoints of one gzip layer while it is indexed: windows, span checksums, digests of ranges.
+"""Collects the checkpoints of one gzip or zstd layer while it is indexed: windows, span checksums, digests of ranges.
 
 The indexer's hashing thread feeds it published and decoded bytes, each in order, the published ones first, and the
-checkpoints of `block_inflater` where they lie between decoded bytes. A layer of which a span would be larger than
-`SPAN_SIZE_MAX` gets none: its stream has no boundaries (igzip -0 writes one block), and is decoded once and whole. What
-is held is the published bytes of the span at hand and the last decoded 32 KiB. One thread at a time.
+checkpoints of `block_inflater` and `zstd_stream` where they lie between decoded bytes. A layer of which a span would be
+larger than `SPAN_SIZE_MAX` or `PUBLISHED_SIZE_MAX` gets none: its stream has no boundaries (igzip -0 writes one block,
+zstd one frame), and is decoded once and whole. What is held is the published bytes of the span at hand and the last
+decoded 32 KiB. One thread at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from kitfs.layer.checkpoints import (
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.span_decode import SpanBroken
 from kitfs.layer.sparse_window import WindowPacker
+
+_HELD_SIZE_MAX = 2 * PUBLISHED_SIZE_MAX + (4 << 20)
+"""Published bytes that are held, of pieces of 1 MiB. With so many, the span at hand or the one that begins at a place
+not told of yet, for want of a byte behind it, is too large: whether a layer has checkpoints does not hang on pieces."""
 
 
 class SpanBuilder:
@@ -51,7 +56,7 @@ class SpanBuilder:
             return
         self._published.append((self._published_size, data))
         self._published_size += len(data)
-        if self._published_size - self._published[0][0] > PUBLISHED_SIZE_MAX:
+        if self._published_size - self._published[0][0] > _HELD_SIZE_MAX:
             self._give_up()
 
     def begin_span(self, checkpoint: Checkpoint) -> None:
@@ -63,6 +68,8 @@ class SpanBuilder:
         if self.is_given_up:
             return
         self._end_span(checkpoint.bit)
+        if self.is_given_up:
+            return
         self._checkpoint = checkpoint
         self._window = bytes(self._tail[-checkpoint.window_size :]) if checkpoint.window_size else b""
         self._checksum = Checksummer()
@@ -91,6 +98,8 @@ class SpanBuilder:
         if self.is_given_up:
             return b"", []
         self._end_span(8 * stop)
+        if self.is_given_up:
+            return b"", []
         return bytes(self._checksums), encode_checkpoints(self._entries, stop)
 
     def _end_span(self, next_bit: int) -> None:
@@ -99,6 +108,9 @@ class SpanBuilder:
             return
         start, stop = published_range(checkpoint.bit, next_bit)
         range_start = start if self._entries else 0
+        if stop - range_start > PUBLISHED_SIZE_MAX:
+            self._give_up()
+            return
         data = self._take_range(range_start, stop)
         try:
             window = self._packer.pack(self._window, memoryview(data)[start - range_start :], checkpoint.bit % 8)

@@ -2,16 +2,19 @@
 
 Walking tells where a frame ends, and bounds the output of one call: a compressed block holds 128 KiB at most, whatever
 its few bytes expand to. Accepted: several frames, skippable frames. Refused: an empty or cut stream, anything else
-between frames, dictionaries, reserved bits, a window above the limit, bombs. Used through `decoders.open_decoder`.
+between frames, dictionaries, reserved bits, a window above the limit, bombs. Used through `decoders.open_decoder`, and
+by the indexer, which is told of frames at which decoding can begin: about every `spacing` decoded bytes the first frame
+that starts at the byte where one is due, or after it. Which ones follows from the stream alone.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zstandard
 
+from kitfs.layer.block_inflater import SPACING, Checkpoint
 from kitfs.layer.decode import OUTPUT_SIZE, DecodeLimits, Meter
 
 _MAGIC = 0xFD2FB528
@@ -32,9 +35,25 @@ class _State(enum.Enum):
 
 
 class ZstdDecoder:
-    """Decodes one zstd stream; see `decode.Decoder`."""
+    """Decodes one zstd stream; see `decode.Decoder`.
 
-    def __init__(self, limits: DecodeLimits) -> None:
+    Attributes:
+        frame_count: Frames so far that hold bytes.
+    """
+
+    def __init__(
+        self,
+        limits: DecodeLimits,
+        on_checkpoint: Callable[[Checkpoint], None] = lambda _: None,
+        spacing: int = SPACING,
+    ) -> None:
+        """Begin a stream.
+
+        Args:
+            limits: What it may cost.
+            on_checkpoint: Told of each checkpoint, before the first byte behind it comes out.
+            spacing: Decoded bytes from one to where the next is due.
+        """
         self._limits = limits
         self._meter = Meter(limits)
         self._context = zstandard.ZstdDecompressor(max_window_size=limits.window_size)
@@ -44,6 +63,17 @@ class ZstdDecoder:
         self._left = 0  # bytes ahead of the block, checksum or skippable frame
         self._is_last_block = False
         self._has_checksum = False
+        self._on_checkpoint = on_checkpoint
+        self._spacing = spacing
+        self._due = 0
+        self._candidate: Checkpoint | None = None  # told of when a byte follows it
+        self._is_frame_empty = True
+        self.frame_count = 0
+
+    @property
+    def stream_stop(self) -> int:
+        """Byte of the published stream behind all frames so far; there is nothing else in it."""
+        return self._meter.read_size
 
     def feed(self, data: memoryview) -> Iterator[bytes]:
         """Decode the next published bytes; the iterator must be run to its end.
@@ -118,6 +148,9 @@ class ZstdDecoder:
         self._has_checksum = bool(descriptor & 0x04)
         self._frame = self._context.decompressobj()
         self._run(header)
+        self._is_frame_empty = True
+        if self._meter.decoded_size >= self._due and self._candidate is None:
+            self._candidate = Checkpoint(8 * (self._meter.read_size - len(header)), self._meter.decoded_size, 0)
         self._state = _State.BLOCK_HEADER
 
     def _take_skippable(self, data: memoryview) -> None:
@@ -173,8 +206,17 @@ class ZstdDecoder:
         if self._state is _State.HEADER and not self._frame.eof:
             raise self._meter.refuse("zstd frame that does not end with its last block")
         if piece:
+            self._note_content()
             self._meter.add_decoded(len(piece))
             yield piece
+
+    def _note_content(self) -> None:
+        self.frame_count += self._is_frame_empty
+        self._is_frame_empty = False
+        if self._candidate is not None:
+            self._due = self._candidate.offset + self._spacing
+            self._on_checkpoint(self._candidate)
+            self._candidate = None
 
     def _run(self, data: bytes | memoryview) -> bytes:
         try:

@@ -60,7 +60,7 @@ def test_state_follows_from_what_was_opened(opens, native, state):
     """A mount is native when every file that was opened was a plain file of the store."""
     answer = json.loads(encode_counters(Counters(opens=opens, native=native)))
     assert answer["state"] == state
-    assert set(answer) == {"reads", "bytes_read", "opens", "lookups", "errors", "native", "state"}
+    assert set(answer) == {"reads", "bytes_read", "opens", "lookups", "errors", "native", "state", "spans_decoded"}
 
 
 RUN_WORKER = """
