@@ -21,6 +21,7 @@ from kitfs.layer.finisher import shared_finisher
 from kitfs.layer.member_partial import MemberPartial
 from kitfs.layer.read_ahead import ReadAhead
 from kitfs.layer.span_decode import SpanBroken
+from kitfs.layer.span_pool import shared_pool
 from kitfs.layer.span_reader import BlobSource
 from kitfs.layer.sparse_window import unpack
 from kitfs.oci.mediatype import Compression
