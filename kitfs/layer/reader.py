@@ -26,6 +26,7 @@ from kitfs.layer.errors import LayerCorrupt
 from kitfs.layer.lazy_layer import LazyLayer, LazyMember
 from kitfs.layer.materialise import Materialiser
 from kitfs.layer.member_file import MemberFileReader
+from kitfs.layer.policy import Materialise
 from kitfs.layer.span_reader import BlobSource, SpanReader
 from kitfs.layer.spans import first_spans
 from kitfs.oci.mediatype import Compression
@@ -116,9 +117,10 @@ class LayerReader:
         layer: The layer's blob.
         record: What the store knows of it.
         toc: Its members.
+        materialise: When its members get files of their own.
     """
 
-    def __init__(self, store: Store, layer: Digest) -> None:
+    def __init__(self, store: Store, layer: Digest, *, materialise: Materialise = Materialise.AUTO) -> None:
         """Read the layer's table of contents.
 
         Raises:
@@ -132,6 +134,7 @@ class LayerReader:
         self.layer = layer
         self.record = record
         self.toc = store.get_toc(layer)
+        self.materialise = materialise
         self._store = store
         self._materialiser: Materialiser | None = None
         self._source: BlobSource | None = None

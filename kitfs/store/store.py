@@ -21,6 +21,7 @@ from kitfs.store.index import Index, open_index
 from kitfs.store.ingest import Ingest
 from kitfs.store.layout import Layout, open_layout
 from kitfs.store.lease import Lease
+from kitfs.store.quota import Quota
 from kitfs.store.reads import StoreReads
 from kitfs.store.records import Stamp
 from kitfs.store.sessions import HeldSession, SessionRecord
@@ -36,10 +37,12 @@ class Store(StoreReads):
         home: Its directory.
         layout: Where things lie in it; for the store's own modules, tests and read paths that need a path.
         index: Its LMDB environment; for the store's own modules.
+        quota: What members that can be made anew may take here; whoever knows the settings sets it.
     """
 
     def __init__(self, layout: Layout, index: Index) -> None:
         super().__init__(layout, index)
+        self.quota = Quota()
         self._open = True
         self._close_lock = threading.Lock()
 
