@@ -71,7 +71,7 @@ def test_what_is_no_setting_is_refused_with_its_place(tmp_path, text, named):
 def test_a_variable_that_is_no_setting_is_named(monkeypatch):
     """The environment is checked like a file."""
     monkeypatch.setenv("KITFS_CACHE_SIZE_MAX", "lots")
-    with pytest.raises(ConfigInvalid, match="KITFS_CACHE_SIZE_MAX.*'lots'"):
+    with pytest.raises(ConfigInvalid, match=r"KITFS_CACHE_SIZE_MAX.*'lots'"):
         read_cache_settings(())
 
 
