@@ -6,6 +6,8 @@ Framing, errors and the socket are ``kitfs.control``'s. Pure.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -24,6 +26,8 @@ class PrepareCall(msgspec.Struct):
         modes: ``kit`` or ``tar``.
         meta: Whether ``.kitfs`` is shown.
         kitops_home: kit's home, looked at first when it is given.
+        materialise: When members get files of their own.
+        size_max: What members may take of the disk, as ``kitfs.store.quota`` reads it.
     """
 
     reference: str
@@ -31,6 +35,8 @@ class PrepareCall(msgspec.Struct):
     modes: str = "kit"
     meta: bool = True
     kitops_home: str = ""
+    materialise: Literal["auto", "never", "always"] = "auto"
+    size_max: str = ""
 
 
 class PrepareAnswer(msgspec.Struct):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kitfs.cli.config import Policy, check_materialise, read_cache_settings
 from kitfs.cli.output import say, warn
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError, UsageError
@@ -42,17 +43,20 @@ _IGNORED = {
 """Options that ask for what a mount is anyway, or that change nothing in it."""
 
 
+_OPTIONS = "ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other, materialise=auto|never|always"
+
+
 class OptionUnknown(UsageError):
     """A mount option that kitfs does not have."""
 
-    hint = "options: ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other"
+    hint = f"options: {_OPTIONS}"
 
 
 @verb("mount")
 @click.argument("words", nargs=-1, metavar="[REFERENCE] DIRECTORY")
 @click.option("--all", "everything", is_flag=True, help="Show the whole store as /repository/tag/….")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS",
-              help="Comma separated: ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other.")  # fmt: skip
+              help=f"Comma separated: {_OPTIONS}.")  # fmt: skip
 def mount(settings: Settings, words: tuple[str, ...], everything: bool, options: tuple[str, ...]) -> None:
     """Mount a ModelKit on an empty directory; returns when it can be read."""
     from kitfs import mounting
@@ -61,11 +65,13 @@ def mount(settings: Settings, words: tuple[str, ...], everything: bool, options:
     if len(words) != (1 if everything else 2):
         raise click.UsageError("mount wants REFERENCE DIRECTORY, or --all DIRECTORY")
     parsed = _MountOptions.parse(options)
+    cache = read_cache_settings()
     directory = Path(words[-1])
     if mounting.clear_dead_mount(directory):
         say(f"what was mounted on {directory} was dead and is unmounted")
     with mounting.check_mountpoint(directory, settings.home) as mountpoint:
         call = PrepareCall("" if everything else words[0], str(mountpoint.path), parsed.modes, parsed.meta)
+        call.materialise, call.size_max = parsed.materialise or cache.materialise, cache.size_max
         with _prepare(settings, call) as prepared:
             _mount_prepared(settings, prepared, ALL_SOURCE if everything else prepared.reference, mountpoint, parsed)
     if not settings.quiet and settings.log_level in ("info", "debug"):
@@ -80,6 +86,7 @@ class _MountOptions:
         self.meta = True
         self.allow_other: bool | None = None
         self.noexec = False
+        self.materialise: Policy | None = None
 
     @classmethod
     def parse(cls, options: tuple[str, ...]) -> _MountOptions:
@@ -87,6 +94,7 @@ class _MountOptions:
 
         Raises:
             OptionUnknown: for an option that kitfs does not have.
+            PolicyUnknown: for a ``materialise`` that it does not have.
         """
         parsed = cls()
         for option in ",".join(options).split(","):
@@ -99,6 +107,8 @@ class _MountOptions:
                     parsed.allow_other = option == "allow_other"
                 case "exec" | "noexec":
                     parsed.noexec = option == "noexec"
+                case _ if option.startswith("materialise="):
+                    parsed.materialise = check_materialise(option.removeprefix("materialise="))
                 case _ if option and option not in _IGNORED:
                     raise OptionUnknown(f"unknown mount option {option!r}")
         return parsed

@@ -39,6 +39,7 @@ from kitfs.layer.span_pool import shared_pool
 from kitfs.modelkit.sessions import prepare_session
 from kitfs.modelkit.view import View, open_view
 from kitfs.oci.reference import parse_reference
+from kitfs.store.quota import parse_quota
 from kitfs.store.sessions import HeldSession, SessionOptions
 from kitfs.store.store import Store
 from kitfs.transfer.kit_refresh import is_import_due
@@ -96,11 +97,13 @@ def receive_order(connection: socket.socket) -> tuple[Order | None, list[int]]:
 def _carry_out(store: Store, order: Order, descriptors: list[int], connection: socket.socket) -> None:
     if isinstance(order, ServeOrder):
         with store.open_session(order.session) as session:
+            store.quota = parse_quota(session.record.options.size_max)
             _serve_session(open_view(store, session), order, descriptors, connection)
         return
     if _is_import_due(store, order.call):
         _say(connection, WorkerMessage(prepared=PrepareAnswer(import_first=True)))
         return
+    store.quota = parse_quota(order.call.size_max)
     with _prepare(store, order) as session:
         view = open_view(store, session)
         _say(connection, WorkerMessage(prepared=PrepareAnswer(session.id, session.record.reference)))
@@ -126,7 +129,7 @@ def _prepare(store: Store, order: PrepareOrder) -> HeldSession:
         mountpoint=Path(call.mountpoint),
         uid=order.uid,
         gid=order.gid,
-        options=SessionOptions(modes=call.modes, meta=call.meta),
+        options=SessionOptions(call.modes, call.meta, call.materialise, call.size_max),
     )
 
 

@@ -117,6 +117,7 @@ class MemberWriter:
             self._ingest = None
             self._on_stored([digest])
         else:
+            self._store.make_room(self._member.size)  # or not: the layer can not be read in any other way
             self._ingest = self._store.ingest(self._lease)
         self._seen.add(digest.raw)
 

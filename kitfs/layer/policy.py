@@ -1,17 +1,19 @@
-"""When the members of a layer become files of their own (lazy.md 4)."""
+"""When members of a layer get files of their own.
+
+Chosen for each mount (``-o materialise=…``, the configuration) and kept by its session; `reader` acts on it. Pure.
+"""
 
 from __future__ import annotations
 
-import enum
+from enum import StrEnum
 
 
-class Materialise(enum.StrEnum):
-    """The policy of a mount.
-
-    ``auto``: what is read, while there is room. ``never``: nothing, reads are decoded each time. ``always``: what is
-    opened, whole.
-    """
+class Materialise(StrEnum):
+    """What becomes of the bytes of a member that is opened."""
 
     AUTO = "auto"
+    """What is read is written behind, while the quota allows."""
     NEVER = "never"
+    """Nothing is written; only a layer that can not be read by spans is decoded into files, or it could not be read."""
     ALWAYS = "always"
+    """A member that is opened is materialised whole, in the background, read or not."""

@@ -118,7 +118,7 @@ class LayerReader:
         layer: The layer's blob.
         record: What the store knows of it.
         toc: Its members.
-        materialise: When its members become files.
+        materialise: When its members get files of their own.
     """
 
     def __init__(self, store: Store, layer: Digest, *, materialise: Materialise = Materialise.AUTO) -> None:
@@ -134,8 +134,8 @@ class LayerReader:
             raise LayerNotIndexed(layer)
         self.layer = layer
         self.record = record
-        self.materialise = materialise
         self.toc = store.get_toc(layer)
+        self.materialise = materialise
         self._store = store
         self._materialiser: Materialiser | None = None
         self._source: BlobSource | None = None

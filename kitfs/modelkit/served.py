@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from kitfs.errors import KitfsError
+from kitfs.layer.policy import Materialise
 from kitfs.layer.reader import LayerReader, PendingRead
 from kitfs.modelkit.tree import InlineContent, MemberContent, Modes, Node, NodeKind, Tree, shown_mode
 
@@ -131,8 +132,11 @@ class ServedKit:
         root: Inode of the root: 1 for a mount of one ModelKit.
     """
 
-    def __init__(self, store: Store, tree: Tree, owner: Owner, *, first: int, root: int) -> None:
+    def __init__(
+        self, store: Store, tree: Tree, owner: Owner, *, first: int, root: int, materialise: Materialise
+    ) -> None:
         self._store = store
+        self._materialise = materialise
         self._readers: dict[Digest, LayerReader] = {}
         self._owner = owner
         self.tree = tree
@@ -228,5 +232,5 @@ class ServedKit:
     def _reader(self, layer: Digest) -> LayerReader:
         reader = self._readers.get(layer)
         if reader is None:
-            reader = self._readers.setdefault(layer, LayerReader(self._store, layer))
+            reader = self._readers.setdefault(layer, LayerReader(self._store, layer, materialise=self._materialise))
         return reader

@@ -54,7 +54,7 @@ def prepare_session(
         mountpoint: Where it will be mounted, absolute.
         uid: The user who mounts.
         gid: That user's group.
-        options: Modes, and whether ``.kitfs/`` is shown.
+        options: What it shows and how.
         session_id: Name of the session, None to make one up.
 
     Raises:
@@ -90,5 +90,6 @@ def _inode_first(store: Store, record: SessionRecord) -> int:
 
 def tree_key(record: SessionRecord) -> bytes:
     """What a tree's inode numbers depend on, as 16 bytes: equal sessions show equal numbers."""
-    parts = (record.manifests, record.filter, record.options, record.tree_version)
+    shown = {"modes": record.options.modes, "meta": record.options.meta}
+    parts = (record.manifests, record.filter, shown, record.tree_version)
     return checksum(msgspec.json.encode(parts))

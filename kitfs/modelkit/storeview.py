@@ -24,7 +24,7 @@ from kitfs.modelkit.resolve import find_manifest, reopen, resolve
 from kitfs.modelkit.served import Attributes, NotADirectory, OpenFile, ServedKit
 from kitfs.modelkit.sessions import ALL_INODES
 from kitfs.modelkit.tree import NodeKind, NodeNotFound, build_tree
-from kitfs.modelkit.view import ROOT, Statistics, owner_of
+from kitfs.modelkit.view import ROOT, Statistics, owner_of, policy_of
 from kitfs.oci.manifest import parse_manifest
 from kitfs.oci.reference import DEFAULT_HOST, UNNAMED_REPOSITORY, Reference
 
@@ -116,6 +116,7 @@ class StoreView:
         self._store = store
         self._session = session
         self._owner = owner_of(session.record)
+        self._materialise = policy_of(session.record)
         self._lock = threading.Lock()
         self._next = session.record.inode_first
         self._end = session.record.inode_first + ALL_INODES
@@ -271,7 +272,8 @@ class StoreView:
         digests = [Digest.parse(text) for text in named.manifests or ()]
         tree = build_tree(reopen(self._store, _shown_reference(key), digests), self._store.get_toc,
                           meta=self._session.record.options.meta)  # fmt: skip
-        kit = ServedKit(self._store, tree, self._owner, first=named.first, root=self._number(key))
+        kit = ServedKit(self._store, tree, self._owner, first=named.first, root=self._number(key),
+                        materialise=self._materialise)  # fmt: skip
         return self._kits.setdefault(key, kit)
 
     def _resolve(self, key: TagKey) -> Name:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from kitfs.digest import Digest
+from kitfs.layer.policy import Materialise
 from kitfs.modelkit import TREE_VERSION
 from kitfs.modelkit.resolve import reopen
 from kitfs.modelkit.served import FOR_EVER_S, Attributes, OpenFile, Owner, ServedKit
@@ -138,6 +139,12 @@ def owner_of(record: SessionRecord) -> Owner:
     return Owner(record.uid, record.gid, Modes(record.options.modes))
 
 
+def policy_of(record: SessionRecord) -> Materialise:
+    """When a session's members get files of their own; a policy of another version of kitfs is ``auto``."""
+    policy = record.options.materialise
+    return Materialise(policy) if policy in frozenset(Materialise) else Materialise.AUTO
+
+
 def open_view(store: Store, session: HeldSession) -> View:
     """The view of a session, built from its record alone.
 
@@ -154,4 +161,7 @@ def open_view(store: Store, session: HeldSession) -> View:
         return StoreView(store, session)
     resolved = reopen(store, record.reference, [Digest.parse(text) for text in record.manifests])
     tree = build_tree(resolved, store.get_toc, meta=record.options.meta)
-    return KitView(ServedKit(store, tree, owner_of(record), first=record.inode_first, root=ROOT))
+    materialise = policy_of(record)
+    return KitView(
+        ServedKit(store, tree, owner_of(record), first=record.inode_first, root=ROOT, materialise=materialise)
+    )

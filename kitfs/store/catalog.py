@@ -6,7 +6,8 @@ their invariants are drawn in ``schema.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -20,7 +21,9 @@ from kitfs.store.records import (
     LayerRecord,
     ManifestRecord,
     MemberRecord,
+    MemberTotal,
     TocMember,
+    parse_value,
 )
 
 
@@ -58,6 +61,67 @@ def find_member(txn: Txn, digest: Digest) -> MemberRecord | None:
         RecordCorrupt: when it does not verify.
     """
     return txn.find(schema.MEMBERS, digest.raw, MemberRecord)
+
+
+def get_member_total(txn: Txn) -> MemberTotal:
+    """How many members can be made anew, and their bytes; added up where nobody has yet, or the note is corrupt."""
+    try:
+        total = txn.find(schema.COUNTS, schema.MEMBER_TOTAL, MemberTotal)
+    except RecordCorrupt:
+        total = None
+    return count_members(txn) if total is None else total
+
+
+def count_members(txn: Txn) -> MemberTotal:
+    """The members' total as the table has it; records that do not verify are left out."""
+    count = size = 0
+    for key, value in txn.iter_raw(schema.MEMBERS):
+        with contextlib.suppress(RecordCorrupt):
+            record = parse_value(schema.MEMBERS, key, value, MemberRecord)
+            count += _counts(record)
+            size += _counts(record) * record.size
+    return MemberTotal(count, size)
+
+
+def _counts(record: MemberRecord | None) -> int:
+    return int(record is not None and not record.pins)
+
+
+def put_members(txn: Txn, records: Mapping[Digest, MemberRecord]) -> None:
+    """Record members, new or again; the total follows."""
+    _change_members(txn, records)
+
+
+def delete_members(txn: Txn, digests: Iterable[Digest]) -> None:
+    """Forget members; their files are another matter. The total follows."""
+    _change_members(txn, dict.fromkeys(digests))
+
+
+def _change_members(txn: Txn, records: Mapping[Digest, MemberRecord | None]) -> None:
+    total = get_member_total(txn)
+    count, size = total.count, total.size
+    is_unsure = False
+    for digest, record in records.items():
+        try:
+            old = find_member(txn, digest)
+        except RecordCorrupt:
+            old, is_unsure = None, True
+        count += _counts(record) - _counts(old)
+        size += (record.size if record and _counts(record) else 0) - (old.size if old and _counts(old) else 0)
+        if record is None:
+            txn.delete(schema.MEMBERS, digest.raw)
+        else:
+            txn.put(schema.MEMBERS, digest.raw, record)
+    total = count_members(txn) if is_unsure else MemberTotal(count, size)
+    txn.put(schema.COUNTS, schema.MEMBER_TOTAL, total)
+
+
+def touch_member(txn: Txn, digest: Digest, used_s: int) -> None:
+    """Note that a member was used; one that is gone, or whose record does not verify, is passed over."""
+    with contextlib.suppress(RecordCorrupt):
+        record = find_member(txn, digest)
+        if record is not None and record.last_used_s < used_s:
+            txn.put(schema.MEMBERS, digest.raw, msgspec.structs.replace(record, last_used_s=used_s))
 
 
 def toggle_count(txn: Txn, name: bytes, element: bytes, difference: int) -> None:

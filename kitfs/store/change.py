@@ -196,9 +196,12 @@ class Change:
             with self._index.write() as txn:
                 for digest, blob in pending.blobs.items():
                     self._put_blob(txn, digest, blob, blobs[digest], now_s)
-                for digest, member in pending.members.items():
-                    record = MemberRecord(member.size, "native", now_s, members[digest])
-                    txn.put(schema.MEMBERS, digest.raw, record)
+                records = {
+                    digest: MemberRecord(member.size, "native", now_s, members[digest])
+                    for digest, member in pending.members.items()
+                }
+                if records:
+                    catalog.put_members(txn, records)
                 _put_layers(txn, pending)
                 _put_manifests(txn, pending)
         if pending.set or pending.removed:

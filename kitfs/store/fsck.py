@@ -32,6 +32,7 @@ from kitfs.store.records import (
     LogPosition,
     ManifestRecord,
     MemberRecord,
+    MemberTotal,
     NextInode,
     TagRecord,
     TocMember,
@@ -58,6 +59,7 @@ _COUNT_KINDS: dict[bytes, Any] = {
     schema.COUNT_MANIFESTS: CountRecord,
     schema.LOG_POSITION: LogPosition,
     schema.NEXT_INODE: NextInode,
+    schema.MEMBER_TOTAL: MemberTotal,
 }
 
 
@@ -235,6 +237,18 @@ def find_missing_members(view: View) -> Iterator[Finding]:
             yield Finding("missing-member", str(digest), "its file is not there", Weight.REPAIRABLE)
 
 
+def find_wrong_member_total(view: View) -> Iterator[Finding]:
+    """A running total of members that is not the sum of their records: the quota would not hold."""
+    try:
+        noted = view.txn.find(schema.COUNTS, schema.MEMBER_TOTAL, MemberTotal)
+    except RecordCorrupt:
+        return  # named by find_corrupt_records
+    actual = catalog.count_members(view.txn)
+    if noted is not None and noted != actual:
+        detail = f"it says {noted.count} members of {noted.size} bytes, there are {actual.count} of {actual.size}"
+        yield Finding("wrong-member-total", "index", detail, Weight.REPAIRABLE)
+
+
 def find_stale_members(view: View) -> Iterator[Finding]:
     """Members whose file does not look as it did when it was verified."""
     for digest, record in view.members.items():
@@ -301,6 +315,7 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     find_unindexed_layers,
     find_missing_members,
     find_stale_members,
+    find_wrong_member_total,
     find_overlapping_inodes,
     find_unknown_files,
     find_leftovers,

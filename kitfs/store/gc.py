@@ -203,8 +203,8 @@ def _forget(txn: Txn, plan: _Plan) -> None:
         catalog.delete_manifest(txn, digest)
         catalog.delete_layer(txn, digest)
         txn.delete(schema.BLOBS, digest.raw)
-    for digest in plan.members:
-        txn.delete(schema.MEMBERS, digest.raw)
+    if plan.members:
+        catalog.delete_members(txn, plan.members)
 
 
 def _take_away(layout: Layout, plan: _Plan) -> list[Path]:

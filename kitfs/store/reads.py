@@ -16,7 +16,6 @@ from kitfs.store.errors import (
     BlobNotFound,
     BlobTooLarge,
     ManifestNotFound,
-    MemberNotFound,
     TagNotFound,
 )
 from kitfs.store.index import Index
@@ -225,25 +224,6 @@ class StoreReads:
         """
         with self.index.read() as txn:
             return catalog.find_member(txn, digest)
-
-    def open_member(self, digest: Digest) -> tuple[int, bool]:
-        """A descriptor (read only, close on exec) of a member's file, and whether its bytes are trusted.
-
-        Trusted: the file looks as it did when it was last verified. One that is not is read through its
-        checksums, or verified by ``restamp_member`` first.
-
-        Raises:
-            MemberNotFound: when it is not recorded, or its file is gone.
-            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
-        """
-        record = self.find_member(digest)
-        if record is None:
-            raise MemberNotFound(digest)
-        try:
-            fd = os.open(self.layout.member(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise MemberNotFound(digest) from None
-        return fd, matches(record.stamp, os.fstat(fd))
 
     def is_trusted(self, digest: Digest) -> bool:
         """Whether a blob's file looks as it did when it was last verified; linked blobs never are.

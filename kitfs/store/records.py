@@ -145,14 +145,28 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         size: Bytes.
         state: ``native``.
-        last_used_s: When it was last recorded, seconds since the epoch.
+        last_used_s: When it was last recorded or opened, seconds since the epoch; opening is noted late.
         stamp: Its file when last verified, or None when it has to be hashed before it is trusted.
+        pins: Split blobs of which it is a part: while there is one it is neither evicted nor dropped.
     """
 
     size: int
     state: str
     last_used_s: int
     stamp: Stamp | None = None
+    pins: list[Digest] = []
+
+
+class MemberTotal(msgspec.Struct, frozen=True, array_like=True):
+    """Members that can be made anew: those that nothing pins.
+
+    Attributes:
+        count: How many.
+        size: Bytes of them all.
+    """
+
+    count: int = 0
+    size: int = 0
 
 
 class InodeRange(msgspec.Struct, frozen=True, array_like=True):
@@ -220,6 +234,7 @@ _DECODERS: dict[object, msgspec.msgpack.Decoder[object]] = {
         InodeRange,
         NextInode,
         CountRecord,
+        MemberTotal,
         LogPosition,
         bytes,
         list[TocMember],

@@ -34,6 +34,7 @@ _INDEX_DAMAGE = frozenset(
         "layer-without-blob",
         "missing-blob",
         "incomplete-layer",
+        "wrong-member-total",
     }
 )
 _DROPPED = _BLOB_DAMAGE | {"missing-blob", "incomplete-layer"}
@@ -107,6 +108,7 @@ def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
             catalog.delete_layer(txn, digest)
     with contextlib.suppress(RecordCorrupt):
         _restore_next_inode(txn)
+    txn.put(schema.COUNTS, schema.MEMBER_TOTAL, catalog.count_members(txn))
     txn.put(schema.COUNTS, schema.COUNT_MANIFESTS, agreement.count_manifests(txn))
     txn.put(schema.COUNTS, schema.COUNT_TAGS, agreement.count_tags(txn))
 

@@ -20,6 +20,7 @@ decodes keys, opens nothing. ::
                         "manifests"                       → CountRecord      the same over manifests
                         "tags_log"                        → LogPosition      bytes of tags.log that are in `tags`
                         "inodes"                          → NextInode        first number that no range has
+                        "members"                         → MemberTotal      number and bytes of members without pins
 
     Tables are no databases of their own, because the binding opens such a database only inside a write
     transaction: one process stopped in one would keep every other from opening the store.
@@ -32,7 +33,8 @@ decodes keys, opens nothing. ::
                   so a value that is moved to another key or table does not verify
 
 Sentinels: a ``stamp`` of nil means "never believed: hash before trusting"; a TocMember ``digest`` of nil is a
-directory or a layer whose members were not hashed; an absent count is a count of 0 and 16 zero bytes.
+directory or a layer whose members were not hashed; an absent count is a count of 0 and 16 zero bytes, but an absent
+``counts["members"]`` means "to be added up".
 
 Invariants, each checked by a function of ``fsck.py``:
 
@@ -44,6 +46,7 @@ Invariants, each checked by a function of ``fsck.py``:
 * ``counts["tags"]``, the table and the replay of ``tags.log`` name the same (tag, manifest) pairs, and
   ``counts["manifests"]`` the keys of ``manifests``: a flipped bit can make a key vanish without an error, so GC
   sweeps nothing unless they do;
+* ``counts["members"]`` is the sum over the records of ``members`` that verify and have no pins;
 * numbers in ``inode_bases`` never overlap, start at 2, and are never given out again.
 
 Everything but ``inode_bases`` follows from the files below the home. Migration: VALUE_FORMAT rises when a
@@ -86,6 +89,7 @@ COUNT_TAGS = b"tags"
 COUNT_MANIFESTS = b"manifests"
 LOG_POSITION = b"tags_log"
 NEXT_INODE = b"inodes"
+MEMBER_TOTAL = b"members"
 
 VALUE_FORMAT = 1
 KEY_TEXT_SIZE_MAX = 200

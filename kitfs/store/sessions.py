@@ -34,15 +34,19 @@ _ID = re.compile(r"[0-9a-zA-Z][0-9a-zA-Z_-]{0,63}")
 
 
 class SessionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """Options that change what the tree shows.
+    """Options of a mount; ``modes`` and ``meta`` change what its tree shows, the others how it is read.
 
     Attributes:
         modes: ``kit`` (0444, 0555) or ``tar`` (as recorded).
         meta: Whether ``.kitfs`` is shown.
+        materialise: When members get files of their own: ``auto``, ``never`` or ``always``.
+        size_max: What members may take of the disk, as ``quota`` reads it.
     """
 
     modes: str = "kit"
     meta: bool = True
+    materialise: str = "auto"
+    size_max: str = ""
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +63,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
         reference: What was asked for, for people.
         manifests: ``sha256:…`` of the ModelKit, then of every parent.
         filter: As given to ``--filter``.
-        options: What changes the tree.
+        options: What it shows and how.
         trust: ``digest`` or ``index``.
         tree_version: The version of the rules that make a tree of it.
         inode_first: First inode number of its tree.

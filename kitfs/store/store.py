@@ -8,6 +8,7 @@ wait for a writer; lists are read whole in one short transaction.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -17,14 +18,18 @@ from typing import TYPE_CHECKING, Self
 
 from kitfs.digest import Digest
 from kitfs.store import inodes, link, sessions, tags, verify
-from kitfs.store.errors import IndexFailed, RecordCorrupt, StoreWriteFailed, TagsLogCorrupt
+from kitfs.store.errors import IndexFailed, MemberNotFound, RecordCorrupt, StoreWriteFailed, TagsLogCorrupt
+from kitfs.store.evict import Evictor
 from kitfs.store.index import Index, open_index
 from kitfs.store.ingest import Ingest
 from kitfs.store.layout import Layout, open_layout
 from kitfs.store.lease import Lease
+from kitfs.store.quota import Quota
 from kitfs.store.reads import StoreReads
 from kitfs.store.records import Stamp
 from kitfs.store.sessions import HeldSession, SessionRecord
+from kitfs.store.stamp import find_status, matches
+from kitfs.store.uses import UseNotes
 
 if TYPE_CHECKING:
     from kitfs.store.change import Change
@@ -38,10 +43,14 @@ class Store(StoreReads):
         home: Its directory.
         layout: Where things lie in it; for the store's own modules, tests and read paths that need a path.
         index: Its LMDB environment; for the store's own modules.
+        quota: What members that can be made anew may take here; whoever knows the settings sets it.
     """
 
     def __init__(self, layout: Layout, index: Index) -> None:
         super().__init__(layout, index)
+        self.quota = Quota()
+        self._uses = UseNotes(index)
+        self._evictor = Evictor(layout, index)
         self._open = True
         self._close_lock = threading.Lock()
 
@@ -75,7 +84,8 @@ class Store(StoreReads):
         with self._close_lock:
             if self._open:
                 self._open = False
-                self.index.close()
+                if self._uses.close():
+                    self.index.close()
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +95,54 @@ class Store(StoreReads):
     ) -> None:
         self.close()
 
-    # Files that may have changed on disk
+    # Members' files
+
+    def open_member(self, digest: Digest) -> tuple[int, bool]:
+        """A descriptor (read only, close on exec) of a member's file, and whether its bytes are trusted.
+
+        Trusted: the file looks as it did when it was last verified. One that is not is read through its
+        checksums, or verified by ``restamp_member`` first. The descriptor carries a shared flock: while it, or a copy
+        of it, is open, nobody evicts the member. That it is used is noted, late and without waiting.
+
+        Raises:
+            MemberNotFound: when it is not recorded, its file is gone, or it is just being evicted.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        record = self.find_member(digest)
+        if record is None:
+            raise MemberNotFound(digest)
+        path = self.layout.member(digest)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise MemberNotFound(digest) from None
+        try:
+            is_trusted = _lock_shared(fd, path, digest, record.stamp)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._uses.note(digest)
+        return fd, is_trusted
+
+    def make_room(self, size: int) -> bool:
+        """See that ``size`` more bytes of members fit ``quota``, evicting the least recently used that nobody needs.
+
+        Returns:
+            False when they do not fit: what is left is pinned, held or open. Nothing is evicted in vain, as far as
+            that can be known.
+
+        Raises:
+            StoreWriteFailed, RecordCorrupt, IndexFailed, IndexCorrupt: when removing failed.
+        """
+        return self._evictor.make_room(self.quota, size)
+
+    def measure_members(self) -> tuple[int, int]:
+        """Bytes of members that can be made anew, and how many ``quota`` lets them be (below 0: too many others).
+
+        Raises:
+            StoreWriteFailed, RecordCorrupt, IndexFailed, IndexCorrupt: when that can not be found out.
+        """
+        return self._evictor.measure(self.quota)
 
     def restamp_member(self, digest: Digest) -> bool:
         """Hash a member's file once; right bytes get a new stamp, wrong ones are dropped.
@@ -148,11 +205,6 @@ class Store(StoreReads):
         """
         return partial.place(lease, digest, self._find_stamp)
 
-    def make_room(self, size: int) -> bool:
-        """Whether so many bytes more fit on the disk."""
-        status = os.statvfs(self.home)
-        return size <= status.f_bavail * status.f_frsize
-
     def change(self, lease: Lease) -> Change:
         """Begin a set of records and tags that become visible together.
 
@@ -205,3 +257,22 @@ class Store(StoreReads):
             SessionNotFound: when the id is no possible name.
         """
         sessions.end_session(self.layout, session_id)
+
+
+def _lock_shared(fd: int, path: Path, digest: Digest, stamp: Stamp | None) -> bool:
+    """Keep an open member from being evicted; whether its stamp holds.
+
+    Raises:
+        MemberNotFound: when it is being evicted, or has been since it was opened.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MemberNotFound(digest) from None
+    status = os.fstat(fd)
+    if matches(stamp, status):
+        return True
+    current = find_status(path)
+    if current is None or not os.path.samestat(current, status):
+        raise MemberNotFound(digest)
+    return False

@@ -81,7 +81,7 @@ def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
         now = find_status(path)
         if now is None or (seen is not None and matches(stamp_of(seen), now)):
             with index.write() as txn:
-                txn.delete(schema.MEMBERS, digest.raw)
+                catalog.delete_members(txn, [digest])
             durable.remove(path)
     return False
 

@@ -1,4 +1,4 @@
-"""What the crash tests of the store kill: a process that stores ModelKits, moves and removes tags, and collects.
+"""What the crash tests of the store kill: a process that stores ModelKits, moves and removes tags, collects, evicts.
 
 ``store_child.py VERB HOME``. Prints ``done STEP`` when a step was acknowledged. Exit code 10 and one line on a
 ``KitfsError``; a traceback would be a bug.
@@ -13,6 +13,7 @@ from pathlib import Path
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
 from kitfs.store.gc import gc
+from kitfs.store.quota import Quota
 from kitfs.store.records import LayerRecord, ManifestRecord, TocMember
 from kitfs.store.store import Store
 
@@ -100,6 +101,9 @@ def main():
             elif verb == "gc":
                 gc(store)
                 acknowledge("gc")
+            elif verb == "evict":
+                store.quota = Quota(size=1000)
+                acknowledge(f"evict {store.make_room(1000)}")
     except KitfsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(10)

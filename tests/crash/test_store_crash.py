@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kitfs.digest import Digest
 from kitfs.store.store import Store
 
 CHILD = Path(__file__).with_name("store_child.py")
@@ -126,6 +127,23 @@ def test_store_survives_a_killed_collection(strace, copy, prepared, new_tags, po
         outcome = strace.run([*python, CHILD, "gc", home], name, number, "signal=KILL")
         assert outcome.returncode in (-9, 137), (name, number, outcome)
         assert by_tag(assert_holds(home)) == old
+
+
+def test_store_survives_a_killed_eviction(strace, copy, points, python, assert_holds):
+    """Killed before any of its calls: the member is there, or its file has no record and goes with the next GC."""
+    home = copy()
+    strace.plain([*python, CHILD, "work", home])
+    tags = assert_holds(home)
+    member = Digest.of(b"new 0" * 1000)
+    counts = strace.count([*python, CHILD, "evict", shutil.copytree(home, home.with_name("counted"))])
+    assert counts["rename"] >= 1
+    for name, number in points(counts):
+        killed = shutil.copytree(home, home.with_name(f"{name}-{number}"))
+        outcome = strace.run([*python, CHILD, "evict", killed], name, number, "signal=KILL")
+        assert outcome.returncode in (-9, 137), (name, number, outcome)
+        with Store.open(killed) as store:
+            assert store.find_member(member) is None or store.layout.member(member).exists()
+        assert assert_holds(killed) == tags
 
 
 def test_new_store_survives_a_kill(strace, tmp_path, points, python, assert_holds):
