@@ -6,8 +6,8 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 
 
-def _install(session: nox.Session) -> None:
-    session.install("--editable", ".[test]")
+def _install(session: nox.Session, extra: str = "test") -> None:
+    session.install("--editable", f".[{extra}]")
 
 
 @nox.session
@@ -36,7 +36,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """One measurement: ``nox -s bench -- read``."""
-    _install(session)
+    _install(session, "bench")
     session.run("python", "-m", "bench", *session.posargs)
 
 

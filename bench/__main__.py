@@ -1,14 +1,18 @@
 """``python -m bench CASE [--json FILE]``: one measurement, several rounds, medians.
 
 Cases: ``mount`` (from command to ``ls``), ``read`` (through a mount against the local disk), ``memory``, ``gzip`` (a
-gzip kit read without unpacking it, against unpacking it).
+gzip kit read without unpacking it, against unpacking it and against ratarmount).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import signal
+import sys
 from pathlib import Path
+
+from bench.kits import ENCODERS
 
 CASES = ("mount", "read", "memory", "gzip")
 
@@ -20,7 +24,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often to measure (default: the case's own)")
     parser.add_argument("--size-mib", type=int, metavar="N", help="cases read and gzip: size of the weights")
+    parser.add_argument("--encoder", choices=ENCODERS, default="igzip -2", help="case gzip: what packs the layer")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that mounts and processes end too
     report = importlib.import_module(f"bench.{arguments.case}").measure(arguments)
     report.publish(arguments.json)
 
