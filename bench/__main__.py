@@ -1,7 +1,8 @@
 """``python -m bench CASE [--json FILE]``: one measurement, several rounds, medians.
 
 Cases: ``mount`` (from command to ``ls``), ``read`` (through a mount against the local disk), ``memory``, ``gzip`` (a
-gzip kit read without unpacking it, against unpacking it and against ratarmount).
+gzip kit read without unpacking it, against unpacking it and against ratarmount), ``sizes`` (index of a gzip layer
+by compressor).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from bench.kits import ENCODERS
 
-CASES = ("mount", "read", "memory", "gzip")
+CASES = ("mount", "read", "memory", "gzip", "sizes")
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there instead of printing it")
     parser.add_argument("--rounds", type=int, metavar="N", help="how often to measure (default: the case's own)")
-    parser.add_argument("--size-mib", type=int, metavar="N", help="cases read and gzip: size of the weights")
+    parser.add_argument("--size-mib", type=int, metavar="N", help="cases read, gzip and sizes: size of the data")
     parser.add_argument("--encoder", choices=ENCODERS, default="igzip -2", help="case gzip: what packs the layer")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that mounts and processes end too

@@ -3,22 +3,20 @@
 Made bf16 weights in safetensors shards. Every round measures all in turn: import with index against ratarmount's
 index; mounting; cold first and random reads; loading every tensor through a cold mount, against unpacking with
 ``igzip -dc | tar x`` and loading from the disk, and against a mount by ratarmount; loading again. Once at the end: a
-sampled load, and index sizes by encoder for weights and text. `docs/benchmarks.md` says what each line means.
+sampled load. `docs/benchmarks.md` says what each line means.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from bench.gzip_index import TinyKits, measure_import, measure_sizes
+from bench.gzip_index import TinyKits, measure_import
 from bench.gzip_kit import make_gzip_kit
 from bench.gzip_load import measure_eager, measure_kitfs, measure_limit, measure_peer, sample_load, verify
 from bench.gzip_mount import measure_mount, measure_reads
 from bench.kits import MIB
 from bench.report import Report
 from bench.world import make_world
-
-SIZES_MIB_MAX = 256
 
 
 def measure(arguments: argparse.Namespace) -> Report:
@@ -42,5 +40,4 @@ def measure(arguments: argparse.Namespace) -> Report:
             measure_limit(report, kit)
         sample_load(report, kit)
         verify(report, kit)
-    measure_sizes(report, min(size, SIZES_MIB_MAX * MIB))
     return report

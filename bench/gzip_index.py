@@ -1,4 +1,4 @@
-"""P2 of case `gzip`: import with index against ratarmount's index; size of the index for weights and text.
+"""P2 of case `gzip`: import with index against ratarmount's index.
 
 Each command is timed whole. Before it the same program has run once on a tiny archive, so that its own files are in
 the page cache and the data's are not; how long that took is reported too.
@@ -7,11 +7,11 @@ the page cache and the data's are not; how long that took is reported too.
 from __future__ import annotations
 
 from bench.gzip_kit import GzipKit, prepare_cold
-from bench.kits import ENCODERS, make_shards, make_text, write_gzip_layout
+from bench.kits import make_shards, write_gzip_layout
 from bench.peer import Ratarmount
 from bench.processes import allocated_size, children_cpu
 from bench.report import Report
-from bench.world import World, make_world
+from bench.world import World
 
 IMPORT = "P2 kitfs import with index, blob linked"
 
@@ -61,25 +61,3 @@ def measure_import(report: Report, kit: GzipKit, tiny: TinyKits) -> None:
     report.add("index per GB of weights, kitfs", "MB", index / kit.size * 1e3, reference=tuple(per_gb))
     for peer, name in zip(kit.peers, per_gb, strict=True):
         report.add(name, "MB", allocated_size(peer.index) / kit.size * 1e3)
-
-
-def measure_sizes(report: Report, size: int) -> None:
-    """Index sizes for weights and text by each encoder, once: they do not vary."""
-    for what in ("weights", "text"):
-        report.note(f"{size >> 20} MiB of {what} for the index sizes by encoder")
-        with make_world() as world:
-            folder = world.folder / what
-            if what == "weights":
-                make_shards(folder, 4, size)
-            else:
-                make_text(folder, size)
-            for encoder in ENCODERS:
-                layout = world.folder / encoder.replace(" ", "")
-                blob = write_gzip_layout(layout, folder, f"localhost/{what}:1", encoder)
-                kit = GzipKit(world, layout, blob, size, folder)
-                elapsed_s, used = kit.import_anew()
-                name, index = f"{what} by {encoder}", kit.home / "index" / "data.mdb"
-                report.add(f"{name}: index per GB", "MB", allocated_size(index) / size * 1e3)
-                report.add(f"{name}: published size over decoded", "", blob.stat().st_size / size)
-                report.add(f"{name}: import into a new store", "MB/s", size / elapsed_s / 1e6)
-                report.add(f"{name}: import for each CPU-second", "MB/s", size / used.total_s / 1e6)

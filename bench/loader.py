@@ -75,7 +75,10 @@ def main() -> None:
         file.flush()
         _load_all([file.name])
     print("ready", flush=True)
-    paths = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:
+        return
+    paths = json.loads(line)
     before, start_s = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     tensors = _load_all(paths)
     wall_s, after = time.perf_counter() - start_s, resource.getrusage(resource.RUSAGE_SELF)
