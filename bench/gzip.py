@@ -37,6 +37,7 @@ def measure(arguments: argparse.Namespace) -> Report:
                 measure_peer(report, kit, peer)
             for peer in kit.peers[-1:]:
                 measure_peer(report, kit, peer, read_ahead_kib=1024)
+            kit.import_anew()
             measure_limit(report, kit)
         sample_load(report, kit)
         verify(report, kit)
