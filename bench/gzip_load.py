@@ -19,7 +19,7 @@ from bench.gzip_kit import GzipKit, prepare_cold
 from bench.loader import Loader
 from bench.memory import parent_of
 from bench.peer import Ratarmount
-from bench.processes import Cpu, children_cpu, machine_busy_s, main_thread_cpu, memory_mib, process_cpu
+from bench.processes import Cpu, children_cpu, machine_busy_s, main_thread_cpu, memory_mib, missing_size, process_cpu
 from bench.report import Report
 from bench.sampling import can_sample, sampled
 
@@ -126,11 +126,15 @@ def _add_cpu(report: Report, used: Cpu, main: Cpu, loading: Cpu) -> None:
 
 def _measure_again(report: Report, kit: GzipKit, name: str, reference: str) -> None:
     """Load once more and count what the worker is asked meanwhile."""
-    before = kit.state()
+    shards = kit.shards(kit.world.folder / "mnt")
     with Loader() as loader:
         if reference == COLD:
             prepare_cold()
-        wall_s, _ = loader.load(kit.shards(kit.world.folder / "mnt"))
+        else:
+            missing = sum(missing_size(path) for path in shards)
+            report.add(f"{name}: not in the page cache before it", "MB", missing / 1e6)
+        before = kit.state()
+        wall_s, _ = loader.load(shards)
     after = kit.state()
     report.add(name, "s", wall_s, reference=(reference, LOAD))
     report.add(f"{name}: FUSE reads", "", _count(after, "reads") - _count(before, "reads"))

@@ -5,6 +5,8 @@ Used by the cases. Reads `/proc` only; a process that is gone is the caller's mi
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import resource
 from dataclasses import dataclass
@@ -73,3 +75,23 @@ def files_below(folder: Path) -> list[Path]:
 def allocated_size(path: Path) -> int:
     """Bytes that a file takes on the disk."""
     return path.stat().st_blocks * 512
+
+
+def missing_size(path: Path) -> int:
+    """Bytes of a file that are not in the page cache (mincore(2)); touches none of them.
+
+    A kernel may take pages back long before memory is short (DAMON), and other programs may drop caches.
+
+    Raises:
+        OSError: when the kernel does not tell.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE) as memory:
+        place = ctypes.c_char.from_buffer(memory)
+        resident = (ctypes.c_ubyte * -(-len(memory) // mmap.PAGESIZE))()
+        failed = ctypes.CDLL(None, use_errno=True).mincore(
+            ctypes.c_void_p(ctypes.addressof(place)), ctypes.c_size_t(len(memory)), resident
+        )
+        del place
+        if failed:
+            raise OSError(ctypes.get_errno(), "mincore")
+        return sum(not page & 1 for page in resident) * mmap.PAGESIZE
