@@ -138,6 +138,7 @@ def _measure_again(report: Report, kit: GzipKit, name: str, reference: str) -> N
     after = kit.state()
     report.add(name, "s", wall_s, reference=(reference, LOAD))
     report.add(f"{name}: FUSE reads", "", _count(after, "reads") - _count(before, "reads"))
+    report.add(f"{name}: spans decoded", "", _count(after, "spans_decoded") - _count(before, "spans_decoded"))
     report.add(f"{name}: bytes of them", "MB", (_count(after, "bytes_read") - _count(before, "bytes_read")) / 1e6)
     report.note(f"state after {name}: {after['state']}, native {after['native']}")
 
