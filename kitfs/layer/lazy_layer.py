@@ -31,16 +31,6 @@ from kitfs.store.store import Store
 _VALUES_MAX = 4  # of 256 KiB; one has the windows of 50 to 500 MB of a layer
 _MEMBERS_MAX = 1024
 _PARTIALS_MAX = 32  # two descriptors each
-_SCRATCH_SIZE = 1 << 20
-
-
-class _Scratch(threading.local):
-    """Published bytes that a thread decodes: fresh memory for each span would cost a page fault for each 4 KiB."""
-
-    memory = bytearray()
-
-
-_scratch = _Scratch()
 
 
 class LazyLayer:
@@ -115,13 +105,9 @@ class LazyLayer:
     def _decode(self, descriptor: Descriptor, span: int) -> bytes:
         start, stop = self.spans.published_range(span)
         decoded_start, decoded_stop = self.spans.range(span)
-        size = stop - start
-        if len(_scratch.memory) < size:
-            _scratch.memory = bytearray(max(size, _SCRATCH_SIZE))
-        published = memoryview(_scratch.memory)[:size]
-        done = descriptor.read_into(published, start)
-        if done != size:
-            raise SpanBroken(f"{size - done} bytes are missing")
+        published = descriptor.read_once(start, stop - start)
+        if len(published) != stop - start:
+            raise SpanBroken(f"{stop - start - len(published)} bytes are missing")
         window = self._window(span)
         data = self._decode_span(published, self.spans.bit(span) % 8, window, decoded_stop - decoded_start)
         if not self.is_right(span, data):
@@ -141,8 +127,9 @@ class LazyLayer:
         """What makes a member a file while it is read, for all who read it."""
         with self._lock:
             found = self._partials.get(index)
-            if found is None:
-                found = self._partials[index] = MemberPartial(self._store, self, self._toc[index], index)
+        made = found or MemberPartial(self._store, self, self._toc[index], index)
+        with self._lock:
+            found = self._partials.setdefault(index, made)
             self._recent[index] = found
             self._recent.move_to_end(index)
             if len(self._recent) > _PARTIALS_MAX:

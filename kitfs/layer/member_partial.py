@@ -88,7 +88,8 @@ class MemberPartial:
         self._is_opening = False
         self._is_ending = False
         self._retry_s = 0.0
-        self._looked = False
+        if find_partial(store.layout, self._name):
+            self._partial = self._open(has_room=True)
 
     @property
     def is_begun(self) -> bool:
@@ -104,10 +105,6 @@ class MemberPartial:
         start, stop = self._layer.range(span)
         if start < self._start or stop > self._stop:
             return None
-        if self._partial is None and not self._looked:
-            self._looked = True
-            if find_partial(self._store.layout, self._name) and self._enter(None):
-                self._leave()
         with self._changed:
             partial = self._partial
             if partial is None or self._is_ending:
@@ -145,7 +142,7 @@ class MemberPartial:
                 return
             self._users += 1
         try:
-            if len(partial.find_missing()) <= (1 - FILLED_SHARE) * partial.count:
+            if partial.inner_share() >= FILLED_SHARE:
                 shared_finisher().submit(self)
         finally:
             self._leave()
@@ -183,10 +180,10 @@ class MemberPartial:
             self._users -= 1
             self._changed.notify_all()
 
-    def _open(self) -> Partial | None:
+    def _open(self, *, has_room: bool = False) -> Partial | None:
         try:
             size = self._stop - self._start
-            if self._store.make_room(size):
+            if has_room or self._store.make_room(size):
                 return Partial(self._store.layout, self._name, size, self._last - self._first + 1)
         except KitfsError as error:
             _log.warning("%s", error)

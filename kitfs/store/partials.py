@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ _READ_SIZE = 1 << 20
 _MAP_SUFFIX = ".map"
 
 
+@functools.cache
 def boot_id() -> str:
     """The running kernel's boot, random per boot (proc(5), ``/proc/sys/kernel/random/boot_id``)."""
     with open(os.path.join("/proc/sys/kernel/random", "boot_id")) as file:
@@ -136,6 +138,16 @@ class Partial:
         """
         written = os.pread(self._map, self.count, 0).ljust(self.count, b"\0")
         return [number for number, byte in enumerate(written) if not byte]
+
+    def inner_share(self) -> float:
+        """How many of the spans that lie within the member are in the file; the two at its ends are not counted.
+
+        Raises:
+            OSError: when the map can not be read.
+        """
+        if self.count <= 2:
+            return 1.0
+        return os.pread(self._map, self.count - 2, 1).count(b"\1") / (self.count - 2)
 
     @property
     def is_whole(self) -> bool:

@@ -240,3 +240,19 @@ def test_reading_never_waits_where_the_file_can_not_say(tmp_path):
     assert descriptor.read_cached(0, 5) in (None, b"12345")
     assert descriptor.read_cached(3, 5) is None
     assert descriptor.read(3, 5) == b"45"
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_bytes_read_once_are_those_of_the_file(tmp_path, is_cached):
+    """Any range, cached or read past the page cache, up to the end and beyond it, is the file's."""
+    data = random.Random(3).randbytes(3_000_001)
+    path = tmp_path / "blob"
+    path.write_bytes(data)
+    descriptor = Descriptor(os.open(path, os.O_RDONLY))
+    os.fsync(descriptor.fd)
+    rng = random.Random(4)
+    for start in [0, 1, 4095, 4096, len(data) - 1, len(data), *(rng.randrange(len(data)) for _ in range(40))]:
+        for size in (0, 1, 4096, 500_000, 2_000_000):
+            if not is_cached:
+                os.posix_fadvise(descriptor.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert bytes(descriptor.read_once(start, size)) == data[start : start + size]
