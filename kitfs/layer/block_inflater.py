@@ -5,7 +5,8 @@ deflate block, which is at any bit. Which ones are chosen follows from the strea
 comes: up to the byte where one is due zlib runs without looking at blocks, and may have passed one that ends exactly
 there; so the first block that ends *after* that byte is taken, or the first member that starts at it or after.
 Likewise the *lead* of a checkpoint, where decoding may begin a little earlier instead: the first block that ends after
-the byte `LEAD_SIZE` before the due one, or the first member that starts there or later, in the checkpoint's own member.
+the byte `LEAD_SIZE` before the due one, or the first member that starts there or later, in the checkpoint's own member;
+of a small spacing the second byte of the span.
 One thread at a time.
 """
 
@@ -39,6 +40,9 @@ LEAD_SIZE = 44 << 10
 """Decoded bytes from a lead to its checkpoint on average: gzip -6 makes blocks of 42 KB of weights, so there is one."""
 
 _STUCK_MAX = 3
+
+_STOPS_MAX = 64
+"""Stops at one byte, of 2 µs each: a hostile stream has millions of blocks without content, and 5 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class BlockInflater:
         self._offset = 0  # decoded bytes
         self._due = 0
         self._lead_due = 0
+        self._stops = 0  # at blocks that end at this byte and are not wanted
         self._lead: Checkpoint | None = None
         self._candidate: Checkpoint | None = None  # told of when a byte follows it
         self._member_start = 0
@@ -124,7 +129,10 @@ class BlockInflater:
         while True:
             due = self._lead_due if self._lead is None else self._due
             is_due = self._offset >= due
-            size = self._buffer.room if is_due else min(self._buffer.room, due - self._offset)
+            if self._candidate is not None or self._stops > _STOPS_MAX:
+                is_due, size = False, 1
+            else:
+                size = self._buffer.room if is_due else min(self._buffer.room, due - self._offset)
             code, consumed, produced = self._run(size, STOP_AT_BLOCK if is_due else NO_FLUSH)
             if is_due and self._is_boundary(code):
                 if self._offset > self._due:
@@ -132,6 +140,8 @@ class BlockInflater:
                     self._set_candidate()
                 elif self._lead is None and self._offset > self._lead_due:
                     self._lead = self._boundary()
+                else:
+                    self._stops += 1
             if code == STREAM_END:
                 self.is_ended = True
                 self.unused_size = self._inflater.input_left
@@ -156,9 +166,11 @@ class BlockInflater:
         produced = self._buffer.stop - before
         self._consumed += consumed
         self._offset += produced
+        if produced:
+            self._stops = 0
         if produced and self._candidate is not None:
             self._due = self._candidate.offset + self._spacing
-            self._lead_due = self._due - LEAD_SIZE
+            self._lead_due = max(self._due - LEAD_SIZE, self._candidate.offset + 1)
             self._lead = None
             self._on_checkpoint(self._candidate)
             self._candidate = None
