@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 @click.argument("references", nargs=-1, metavar="[REFERENCE]...")
 @click.option("--copy", is_flag=True, help="Copy every blob, where kit's files could be hard-linked.")
 @click.option("--as", "repository", metavar="REPOSITORY", help="Repository of a layout's bare tags.")
+@click.option(
+    "--expansion-max",
+    type=click.IntRange(min=0),
+    default=8,
+    metavar="GIB",
+    envvar="KITFS_EXPANSION_MAX",
+    help="What compressed layers may decode to beyond 256 times their size, together (default: 8).",
+)
 def import_(settings: Settings, source: Path, references: tuple[str, ...], copy: bool,
-            repository: str | None) -> None:  # fmt: skip
+            repository: str | None, expansion_max: int) -> None:  # fmt: skip
     """Import ModelKits from SOURCE: all of them, or those named by REFERENCE with their parents.
 
     SOURCE is an OCI layout (a folder, or a tar archive that is read in place), kit's home or its storage folder,
@@ -36,7 +44,8 @@ def import_(settings: Settings, source: Path, references: tuple[str, ...], copy:
     opened = open_source(source.absolute(), repository=parse_repository(repository) if repository else None)
     try:
         with settings.open_store() as store, show_progress(settings.progress) as progress:
-            report = import_source(store, opened, references=wanted, copy=copy, progress=progress)
+            report = import_source(store, opened, references=wanted, copy=copy, progress=progress,
+                                   expansion_max=expansion_max << 30)  # fmt: skip
     finally:
         opened.close()
     _print_report(settings, report)

@@ -3,21 +3,24 @@
 The store keeps them as a list of values of about 256 KiB, which it does not look into. `span_builder` encodes, readers
 parse; pure. All numbers are big-endian::
 
-    directory value   header  <version u8 = 1> <entries in this value u32> <entries in all u64> <stop u64>
+    directory value   header  <version u8 = 2> <entries in this value u32> <entries in all u64> <stop u64>
                       then a column each, one item an entry:
                       bit u64          where in the published layer, in bits from the lowest of its first byte
                       offset u64       where in the decoded layer; the first is 0, each is above the one before
                       value u32        the window value that holds its window, counted from the first of them
                       place u32        where in that value
                       size u32         bytes of the window as stored (`sparse_window`); 0 for none
+                      lead u32         decoded bytes before `offset` at which decoding begins
+                      lead_bits u32    how many bits before `bit` that is
                       digest 32 bytes  SHA-256 of the published range of the span
     window value      packed windows one after another
 
 Directory values come first, each full but the last; `stop` is the byte of the published layer behind the last gzip
 member or zstd frame. Entries of zstd are at the first bits of frames and have no windows. Span *n* goes from entry *n*
-to the next one, the last to the end of the decoded layer. Its published range begins at the byte that holds its first
-bit, the first one's at 0, and ends behind the byte that holds the last bit before the next entry, the last one's at
-`stop`; what follows is zero padding of gzip.
+to the next one, the last to the end of the decoded layer. Its published range begins at the byte that holds the bit at
+which decoding begins, the first one's at 0, and ends behind the byte that holds the last bit before the next entry, the
+last one's at `stop`; what follows is zero padding of gzip. So ranges overlap, by a byte or by a lead. The window is of
+the decoded bytes before the place where decoding begins.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import gt
 
 SPAN_SIZE_MAX = 16 << 20
 """Decoded bytes of a span: 16384 symbols, a block of zlib's, are 4 MiB of zeros, and twice that in GNU gzip."""
@@ -36,12 +40,15 @@ SPAN_SIZE_MAX = 16 << 20
 PUBLISHED_SIZE_MAX = 24 << 20
 """Published bytes of a span: a stream of empty blocks has many for few decoded ones."""
 
-_VERSION = 1
+LEAD_SIZE_MAX = 128 << 10
+"""Decoded bytes that are decoded before a span, to have more of its window."""
+
+_VERSION = 2
 _HEADER = struct.Struct(">BIQQ")
-_ENTRIES_MAX = 4096  # in a directory value: 240 KiB
+_ENTRIES_MAX = 3840  # in a directory value: 255 KiB
 _VALUE_SIZE = 256 << 10
 _DIGEST_SIZE = 32
-_COLUMNS = (("Q", 8), ("Q", 8), ("I", 4), ("I", 4), ("I", 4))
+_COLUMNS = (("Q", 8), ("Q", 8), ("I", 4), ("I", 4), ("I", 4), ("I", 4), ("I", 4))
 
 
 class CheckpointsBroken(ValueError):
@@ -57,12 +64,16 @@ class Entry:
         offset: Where in the decoded layer.
         window: As `sparse_window` packs it.
         digest: SHA-256 of the span's published range.
+        lead: Decoded bytes before `offset` at which decoding begins.
+        lead_bits: How many bits before `bit` that is.
     """
 
     bit: int
     offset: int
     window: bytes
     digest: bytes
+    lead: int = 0
+    lead_bits: int = 0
 
 
 def encode_checkpoints(entries: Sequence[Entry], stop: int) -> list[bytes]:
@@ -88,6 +99,8 @@ def encode_checkpoints(entries: Sequence[Entry], stop: int) -> list[bytes]:
             [value for value, _ in places[start : start + _ENTRIES_MAX]],
             [place for _, place in places[start : start + _ENTRIES_MAX]],
             [len(entry.window) for entry in part],
+            [entry.lead for entry in part],
+            [entry.lead_bits for entry in part],
         )
         encoded = [_encode_column(code, column) for (code, _), column in zip(_COLUMNS, columns, strict=True)]
         header = _HEADER.pack(_VERSION, len(part), len(entries), stop)
@@ -132,7 +145,19 @@ class SpanMap:
         directory_values: How many values the directory takes; windows follow.
     """
 
-    __slots__ = ("_bits", "_digests", "_offsets", "_places", "_sizes", "_values", "count", "directory_values", "stop")
+    __slots__ = (
+        "_bits",
+        "_digests",
+        "_lead_bits",
+        "_leads",
+        "_offsets",
+        "_places",
+        "_sizes",
+        "_values",
+        "count",
+        "directory_values",
+        "stop",
+    )
 
     def __init__(self, directory: Sequence[bytes], size_decoded: int) -> None:
         """Read a directory.
@@ -157,7 +182,7 @@ class SpanMap:
                 column.extend(part)
                 at += count * size
             digests.append(value[at:])
-        self._bits, self._offsets, self._values, self._places, self._sizes = columns
+        self._bits, self._offsets, self._values, self._places, self._sizes, self._leads, self._lead_bits = columns
         self._digests = b"".join(digests)
         self.count = len(self._bits)
         self.directory_values = len(directory)
@@ -168,6 +193,11 @@ class SpanMap:
         for column, limit in ((self._offsets, SPAN_SIZE_MAX), (self._bits, 8 * PUBLISHED_SIZE_MAX + 8)):
             if not all(0 < after - before <= limit for before, after in pairwise(column)):
                 raise CheckpointsBroken("checkpoints are not in order, or too far from each other")
+        for leads, column in ((self._leads, self._offsets), (self._lead_bits, self._bits)):
+            if any(map(gt, leads, column)):
+                raise CheckpointsBroken("decoding begins before the layer does")
+        if max(self._leads) > LEAD_SIZE_MAX or max(self._lead_bits) > 16 * LEAD_SIZE_MAX:
+            raise CheckpointsBroken("decoding begins too far from where it should")
 
     def find(self, offset: int) -> int:
         """The span that holds a byte of the decoded layer."""
@@ -178,12 +208,16 @@ class SpanMap:
         return self._offsets[span], self._offsets[span + 1]
 
     def bit(self, span: int) -> int:
-        """The bit of the published layer at which a span begins."""
-        return self._bits[span]
+        """The bit of the published layer at which decoding of a span begins."""
+        return self._bits[span] - self._lead_bits[span]
+
+    def lead(self, span: int) -> tuple[int, int]:
+        """What is decoded before a span, in decoded bytes and published bits; mostly nothing."""
+        return self._leads[span], self._lead_bits[span]
 
     def published_range(self, span: int) -> tuple[int, int]:
         """The published bytes that a span is decoded from, half open."""
-        return published_range(self._bits[span], self._bits[span + 1])
+        return published_range(self.bit(span), self._bits[span + 1])
 
     def range_digest(self, span: int) -> bytes:
         """SHA-256 of the published range of a span, as recorded; the first one's begins at byte 0."""

@@ -24,7 +24,8 @@ class DecodeLimits:
 
     Attributes:
         decoded_size: Bytes of the decoded layer.
-        free_size: Decoded bytes that no ratio is asked of.
+        free_size: Decoded bytes that no ratio is asked of: a preallocated tensor is zeros. `transfer.expansion` has
+            what they cost, and shares them among the layers of an import.
         ratio: Decoded bytes per published byte beyond `free_size`. Deflate reaches 1032, zstd far more; weights
             reach 1.3, text 10.
         free_parts: Gzip members or zstd frames that no content is asked of.
@@ -34,7 +35,7 @@ class DecodeLimits:
     """
 
     decoded_size: int = 1 << 42
-    free_size: int = 256 << 20
+    free_size: int = 8 << 30
     ratio: int = 256
     free_parts: int = 4096
     part_size: int = 1024
@@ -90,7 +91,8 @@ class Meter:
         if self.decoded_size > limits.decoded_size:
             raise self.refuse(f"decodes to more than {limits.decoded_size} bytes")
         if self.decoded_size > limits.free_size + limits.ratio * self.read_size:
-            raise self.refuse(f"decompression bomb: {self.decoded_size} bytes out of {self.read_size}")
+            what = f"decompression bomb: {self.decoded_size} bytes out of {self.read_size}"
+            raise self.refuse(f"{what} (`import --expansion-max` admits more)")
 
     def add_part(self) -> None:
         """Count a gzip member or zstd frame.

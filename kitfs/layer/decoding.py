@@ -15,6 +15,7 @@ import threading
 import time
 
 from kitfs.digest import Digest, DigestMismatch
+from kitfs.layer.decode import DecodeLimits
 from kitfs.layer.decoders import open_decoder
 from kitfs.layer.errors import LayerCorrupt, LayerMalformed
 from kitfs.layer.member_writer import MemberWriter
@@ -144,7 +145,9 @@ class Decoding:
 
     def _feed(self, fd: int, writer: MemberWriter) -> int:
         """Decode the whole blob into the writer; the blob's size."""
-        decoder = open_decoder(Compression(self._record.compression))
+        # The import has found out what it decodes to, and that this may be.
+        size = self._record.size_decoded
+        decoder = open_decoder(Compression(self._record.compression), DecodeLimits(decoded_size=size, free_size=size))
         pipeline = Pipeline("kitfs-write")
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         offset = 0

@@ -96,6 +96,11 @@ class LayerIndexer:
         self._spans: tuple[bytes, list[bytes]] = b"", []
         self._failed: LayerMalformed | None = None
 
+    @property
+    def size_decoded(self) -> int:
+        """Decoded bytes so far; some that were fed may not be among them yet."""
+        return self._stage.size
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next published bytes.
 

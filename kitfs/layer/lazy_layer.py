@@ -20,7 +20,7 @@ from kitfs.layer.errors import LayerCorrupt
 from kitfs.layer.finisher import shared_finisher
 from kitfs.layer.member_partial import MemberPartial
 from kitfs.layer.read_ahead import ReadAhead
-from kitfs.layer.span_decode import SpanBroken
+from kitfs.layer.span_decode import SpanBroken, decode_span_behind
 from kitfs.layer.span_pool import shared_pool
 from kitfs.layer.span_reader import BlobSource
 from kitfs.layer.sparse_window import unpack
@@ -109,7 +109,11 @@ class LazyLayer:
         if len(published) != stop - start:
             raise SpanBroken(f"{stop - start - len(published)} bytes are missing")
         window = self._window(span)
-        data = self._decode_span(published, self.spans.bit(span) % 8, window, decoded_stop - decoded_start)
+        shift, lead = self.spans.bit(span) % 8, self.spans.lead(span)
+        if lead[0]:
+            data = decode_span_behind(published, shift, window, decoded_stop - decoded_start, lead)
+        else:
+            data = self._decode_span(published, shift, window, decoded_stop - decoded_start)
         if not self.is_right(span, data):
             raise SpanBroken("checksum differs")
         return data

@@ -14,6 +14,7 @@ from kitfs.layer.gzip_header import TRAILER_SIZE, HeaderRefused, find_header_end
 
 # isal's stubs declare the exception as a value, not as a class.
 _DeflateError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
+_NO_WINDOW = bytes(32 << 10)
 _SLICE_SIZE = 32 << 10  # what follows a member in a slice is copied at its end
 
 
@@ -122,9 +123,40 @@ def decode_span(data: memoryview, shift: int, window: bytes, size: int) -> bytes
         raise SpanBroken(str(error)) from error
 
 
+def decode_span_behind(data: memoryview, shift: int, window: bytes, size: int, lead: tuple[int, int]) -> bytes:
+    """The `size` decoded bytes of a span that begins a little behind the place where decoding does.
+
+    Args:
+        data: Published bytes, from the one in which decoding begins to the one in which the span ends.
+        shift: The bit of the first at which it begins.
+        window: What the span refers to; what the lead alone refers to is of no account, but has to be somewhere.
+        size: Decoded bytes of the span.
+        lead: Decoded bytes and published bits before the span.
+
+    Raises:
+        SpanBroken: when the data does not decode to so many bytes.
+    """
+    lead_size, lead_bits = lead
+    stop = (shift + lead_bits) // 8
+    try:
+        inflater = open_span(data, shift, window or _NO_WINDOW)
+        # What is given whole is not copied: the bytes before the one in which the span begins, then the others.
+        left = lead_size - len(inflater.decompress(data[1:stop], lead_size + 1))
+        if left < 0:
+            raise SpanBroken("more bytes than expected before the span")
+        decoded = _decode_on(inflater, data, max(stop, 1), left + size)
+    except _DeflateError as error:
+        raise SpanBroken(str(error)) from error
+    return decoded[left:] if left else decoded
+
+
 def _decode(data: memoryview, shift: int, window: bytes, size: int) -> bytes:
-    inflater = open_span(data, shift, window)
-    first = inflater.decompress(data[1:], size)
+    return _decode_on(open_span(data, shift, window), data, 1, size)
+
+
+def _decode_on(inflater: igzip_lib.IgzipDecompressor, data: memoryview, start: int, size: int) -> bytes:
+    """The next `size` bytes, which may go on in the members that follow; the byte at `start` is wanted next."""
+    first = inflater.decompress(data[start:], size)
     if len(first) == size:
         return first
     parts = [first]

@@ -41,20 +41,21 @@ class WindowPacker:
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
 
-    def pack(self, window: bytes, data: memoryview, shift: int) -> bytes:
+    def pack(self, window: bytes, data: memoryview, shift: int, lead: int = 0) -> bytes:
         """What is stored of a window; empty when nothing in it is referred to.
 
         Args:
             window: All of it.
             data: Published bytes, from the one in which the span begins.
             shift: The bit of that byte at which it does.
+            lead: Decoded bytes at first that need not be right.
 
         Raises:
             SpanBroken: when the data does not decode.
         """
         if not window:
             return b""
-        places = find_references(data, shift, len(window))
+        places = find_references(data, shift, len(window), lead)
         if not places:
             return b""
         sparse = bytearray(len(window))
@@ -85,13 +86,13 @@ def unpack(packed: bytes) -> bytes:
         raise ValueError(f"a window that does not decompress: {error}") from error
 
 
-def find_references(data: memoryview, shift: int, size: int) -> set[int]:
-    """Places of a window of `size` bytes that the span refers to.
+def find_references(data: memoryview, shift: int, size: int, lead: int = 0) -> set[int]:
+    """Places of a window of `size` bytes that the span refers to, or that what it refers to in the lead comes from.
 
     Raises:
         SpanBroken: when the data does not decode.
     """
-    first, second = (peek_span(data, shift, numbers[:size], WINDOW_SIZE) for numbers in (_FIRST, _SECOND))
+    first, second = (peek_span(data, shift, numbers[:size], lead + WINDOW_SIZE)[lead:] for numbers in (_FIRST, _SECOND))
     length = len(first)
     if len(second) != length:
         raise SpanBroken("two decodings of one span differ in length")

@@ -18,6 +18,7 @@ from kitfs.oci.mediatype import OCI_MANIFEST, parse_layer_type
 from kitfs.oci.reference import Reference
 from kitfs.store.records import ManifestRecord
 from kitfs.store.store import Store
+from kitfs.transfer.expansion import EXPANSION_MAX, Expansion
 from kitfs.transfer.intake import Counts, Intake, Progress
 from kitfs.transfer.parents import PARENTS_MAX, find_parent, follow_parents, parse_config
 from kitfs.transfer.source import Source, SourceEntry
@@ -82,7 +83,8 @@ class _Silent:
 
 
 def import_source(store: Store, source: Source, *, references: Sequence[Reference] | None = None,
-                  copy: bool = False, progress: Progress | None = None) -> ImportReport:  # fmt: skip
+                  copy: bool = False, progress: Progress | None = None,
+                  expansion_max: int = EXPANSION_MAX) -> ImportReport:  # fmt: skip
     """Import what a source holds, or the given references and their parents.
 
     Args:
@@ -91,6 +93,7 @@ def import_source(store: Store, source: Source, *, references: Sequence[Referenc
         references: Only these, by tag or digest; a parent that a Kitfile names comes along when the source has it.
         copy: Write every blob anew instead of linking files.
         progress: Is told of each layer.
+        expansion_max: Bytes that its compressed layers together may decode to beyond what is usual.
 
     Returns:
         What became visible. On disk when it returns: all of it.
@@ -102,7 +105,8 @@ def import_source(store: Store, source: Source, *, references: Sequence[Referenc
         IntegrityError: when bytes are not what a digest or size says.
         StoreWriteFailed, IndexFailed: when the store can not take it.
     """
-    run = _Import(store, source, copy=copy, progress=progress or _Silent())
+    expansion = Expansion(store.home, expansion_max)
+    run = _Import(store, source, copy=copy, progress=progress or _Silent(), expansion=expansion)
     if references is None:
         run.import_all()
     else:
@@ -112,12 +116,13 @@ def import_source(store: Store, source: Source, *, references: Sequence[Referenc
 
 
 class _Import:
-    def __init__(self, store: Store, source: Source, *, copy: bool, progress: Progress) -> None:
+    def __init__(self, store: Store, source: Source, *, copy: bool, progress: Progress, expansion: Expansion) -> None:
         self.report = ImportReport()
         self._store = store
         self._source = source
         self._copy = copy
         self._progress = progress
+        self._expansion = expansion
         self._parents: dict[Digest, Reference | None] = {}
 
     def import_all(self) -> None:
@@ -170,7 +175,8 @@ class _Import:
         with self._store.lease(f"import {entry.display}") as lease:
             change = self._store.change(lease)
             intake = Intake(self._store, lease, change, entry.blobs, origin=self._source.origin, copy=self._copy,
-                            progress=self._progress, counts=self.report.counts)  # fmt: skip
+                            progress=self._progress, counts=self.report.counts,
+                            expansion=self._expansion)  # fmt: skip
             manifest = parse_manifest(intake.read_small(entry.descriptor))
             config = intake.read_small(manifest.config)
             kitfile = parse_config(manifest, config)

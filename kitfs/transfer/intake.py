@@ -13,6 +13,7 @@ from typing import Protocol
 
 from kitfs.digest import Digest, DigestMismatch
 from kitfs.errors import MalformedError
+from kitfs.layer.decode import DecodeLimits
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
 from kitfs.oci.manifest import Descriptor
@@ -21,6 +22,7 @@ from kitfs.store.change import Change
 from kitfs.store.errors import BlobCorrupt, BlobNotFound, CanNotLink, RecordCorrupt, SizeMismatch
 from kitfs.store.lease import Lease
 from kitfs.store.store import Store
+from kitfs.transfer.expansion import Expansion
 from kitfs.transfer.source import Blobs, SourceBlob, SourceMalformed
 
 SMALL_SIZE_MAX = 4 << 20
@@ -74,12 +76,19 @@ class _Watcher:
     reported as that and not as a malformed layer.
     """
 
-    def __init__(self, progress: Progress, digest: Digest, kind: LayerType | None) -> None:
+    def __init__(self, progress: Progress, digest: Digest, kind: LayerType | None, limits: DecodeLimits) -> None:
         self._progress = progress
         self._digest = digest
-        self._indexer = LayerIndexer(kind.format, kind.compression, hashes_blob=False) if kind else None
+        self._indexer = None
+        if kind is not None:
+            self._indexer = LayerIndexer(kind.format, kind.compression, limits=limits, hashes_blob=False)
         self._failure: LayerMalformed | None = None
         self.index: LayerIndex | None = None
+
+    @property
+    def size_decoded(self) -> int:
+        """Decoded bytes so far."""
+        return self._indexer.size_decoded if self._indexer is not None else 0
 
     def feed(self, data: memoryview) -> None:
         """The next bytes."""
@@ -109,7 +118,7 @@ class Intake:
     """Takes blobs for one change."""
 
     def __init__(self, store: Store, lease: Lease, change: Change, blobs: Blobs, *, origin: str, copy: bool,
-                 progress: Progress, counts: Counts) -> None:  # fmt: skip
+                 progress: Progress, counts: Counts, expansion: Expansion) -> None:  # fmt: skip
         self._store = store
         self._lease = lease
         self._change = change
@@ -118,6 +127,7 @@ class Intake:
         self._copy = copy
         self._progress = progress
         self._counts = counts
+        self._expansion = expansion
         self._layers: dict[Digest, LayerType | None] = {}
 
     def read_small(self, descriptor: Descriptor) -> bytes:
@@ -169,9 +179,12 @@ class Intake:
             self._counts.kept += 1
             self._progress.advance(descriptor.size)
         else:
-            watcher = _Watcher(self._progress, descriptor.digest, kind)
-            with self._open(descriptor) as blob:
-                self._bring(descriptor, blob, watcher)
+            watcher = _Watcher(self._progress, descriptor.digest, kind, self._expansion.limits())
+            try:
+                with self._open(descriptor) as blob:
+                    self._bring(descriptor, blob, watcher)
+            finally:
+                self._expansion.spend(descriptor.size, watcher.size_decoded)
             self._add_layer(descriptor.digest, watcher.index)
         self._record(descriptor)
         self._progress.finish()

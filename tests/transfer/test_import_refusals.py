@@ -56,6 +56,17 @@ def test_a_body_of_another_type_is_refused(bring, store, layout, make_tar, packe
     assert is_empty(store)
 
 
+def test_bombs_are_admitted_as_far_as_is_said(bring, store, layout, make_tar, packers, is_empty):
+    """Zeros of 400 MiB are refused where nothing beyond the usual is admitted, and imported by default."""
+    data = packers["+gzip"](make_tar({"preallocated": bytes(400 << 20)}))
+    layout.kit("v1", [(f"{MODEL}.tar+gzip", data)])
+    with pytest.raises(LayerMalformed, match="decompression bomb"):
+        bring(layout.path, parse_reference("made:v1"), expansion_max=0)
+    assert is_empty(store)
+    bring(layout.path, parse_reference("made:v1"))
+    assert store.find_layer(Digest.of(data)).size_members == 400 << 20
+
+
 def spoil(path: tuple, value: object):
     def change(manifest: dict) -> None:
         target = manifest
