@@ -176,6 +176,36 @@ class LayerReader:
         assert self._materialiser is not None
         return MemberFileReader(self._store, self._materialiser, self.layer, member, index)
 
+    @property
+    def is_materialisable(self) -> bool:
+        """Whether members get files of their own; those of a plain layer are read from its blob."""
+        return self._materialiser is not None
+
+    @property
+    def is_decoded_whole(self) -> bool:
+        """Whether materialising one member means to decode the layer from its start, and makes files of all."""
+        return self._materialiser is not None
+
+    def materialise_member(self, index: int, advance: Callable[[int], None]) -> None:
+        """Make a member of a compressed layer a file now, whatever the policy; may be interrupted.
+
+        On disk when this returns: the member's file, verified and recorded, unless there was no room for it or it
+        was evicted since (`open_member` tells).
+
+        Args:
+            index: The member.
+            advance: Told of bytes that are done.
+
+        Raises:
+            LayerCorrupt: when the layer does not give the member's bytes.
+            KitfsError, OSError: when the store or the disk fails.
+        """
+        member = self.toc[index]
+        assert self._materialiser is not None  # see is_materialisable
+        assert member.digest is not None  # files have one
+        self._materialiser.materialise(Digest.from_raw(member.digest))
+        advance(member.size)
+
     def close(self) -> None:
         """Stop decoding, unless another reader of the layer waits for it; open members can still be read.
 

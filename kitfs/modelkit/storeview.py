@@ -87,6 +87,12 @@ def build_directories(tags: Iterator[tuple[str, str, Digest]]) -> dict[str, Dire
     return directories
 
 
+def read_directories(store: Store) -> dict[str, Directory]:
+    """All directories above the tags that a store has now."""
+    tags = ((name, tag, record.manifest) for name, tag, record in store.iter_tags() if name != UNNAMED_REPOSITORY)
+    return build_directories(tags)
+
+
 def _shown_path(repository: str) -> str:
     return repository.removeprefix(LOCAL)
 
@@ -203,12 +209,7 @@ class StoreView:
     def _entries(self, path: str) -> dict[str, str | TagKey]:
         generation = self._store.generation()
         if self._directories[0] != generation:
-            tags = (
-                (name, tag, record.manifest)
-                for name, tag, record in self._store.iter_tags()
-                if name != UNNAMED_REPOSITORY
-            )
-            self._directories = (generation, build_directories(tags))
+            self._directories = (generation, read_directories(self._store))
         directory = self._directories[1].get(path)
         return directory.entries if directory else {}
 
