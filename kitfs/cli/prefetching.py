@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kitfs.cli.config import read_cache_settings
+from kitfs.cli.mounts import refresh_from_kit
 from kitfs.cli.output import format_size, print_json, print_result
 from kitfs.cli.progress import show_progress
 from kitfs.cli.settings import Settings, verb
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 def prefetch(settings: Settings, what: str, paths: tuple[str, ...]) -> None:
     """Materialise the files of a ModelKit, or of what is mounted on DIRECTORY, ahead of their readers.
 
+    As for a mount, what kit's storage has anew of REFERENCE is imported first.
+
     PATH is relative to the ModelKit's root, or to the mount; a directory means everything below it. Files that do not
     fit cache.size_max are named (exit code 1); what somebody has open is never evicted for them.
     """
@@ -34,7 +37,7 @@ def prefetch(settings: Settings, what: str, paths: tuple[str, ...]) -> None:
     from kitfs.store.quota import parse_quota
 
     quota = parse_quota(read_cache_settings().size_max)
-    with settings.open_store(create=False) as store:
+    with settings.open_store(create=_has_kit_storage(settings)) as store:
         store.quota = quota
         targets = _find_targets(settings, store, what, paths)
         with show_progress(settings.progress) as progress, Prefetch(store, progress) as run:
@@ -54,7 +57,14 @@ def _find_targets(settings: Settings, store: Store, what: str, paths: tuple[str,
         return targets.of_session(store, _find_session(settings, store, mounted), _inside(mounted, paths))
     if what.startswith(("/", ".")):
         raise mounting.MountNotFound(what)
-    return targets.of_reference(store, parse_reference(what), [os.fsencode(path) for path in paths])
+    reference = parse_reference(what)
+    if _has_kit_storage(settings):
+        refresh_from_kit(settings, store, reference)
+    return targets.of_reference(store, reference, [os.fsencode(path) for path in paths])
+
+
+def _has_kit_storage(settings: Settings) -> bool:
+    return os.access(settings.kitops_home, os.R_OK | os.X_OK)
 
 
 def _inside(mounted: KitfsMount, paths: tuple[str, ...]) -> list[bytes]:

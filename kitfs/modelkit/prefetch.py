@@ -9,6 +9,7 @@ or none: what is under way is given up.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,6 +23,7 @@ from kitfs.store.errors import BlobNotFound
 from kitfs.store.store import Store
 
 _ATTEMPTS = 2
+_STEPS_MAX = 24  # files of a layer, each with a line of its own
 
 
 class PathNotFound(NotFoundError):
@@ -178,15 +180,18 @@ class Prefetch:
         if missing and reader.is_decoded_whole and not self._store.make_room(_missing_size(self._store, reader)):
             self.report.unfit += missing
             return
+        is_step = len(missing) <= _STEPS_MAX
+        if not is_step:
+            self._progress.start(_name_all(missing), sum(member.size for member in missing))
         for member in missing:
-            if self._is_held(reader, member):  # made along with another
-                self._begin(member)
-                self._progress.advance(member.size)
-                self._end(member)
-            elif reader.is_decoded_whole or self._store.make_room(member.size):
-                self._make(reader, member)
-            else:
-                self.report.unfit.append(member)
+            if is_step:
+                self._progress.start(_shown(member.path), member.size)
+            is_made = self._make(reader, member)
+            (self.report.made if is_made else self.report.unfit).append(member)
+            if is_step and is_made:
+                self._progress.finish()
+        if not is_step:
+            self._progress.finish()
 
     def _is_settled(self, reader: LayerReader, member: Wanted) -> bool:
         """Whether nothing is to be made: the member is there, and held now, or is read in place."""
@@ -212,21 +217,16 @@ class Prefetch:
                 self._lease.hold(digest)
         return self._lease.holds(digest)
 
-    def _make(self, reader: LayerReader, member: Wanted) -> None:
-        self._begin(member)
+    def _make(self, reader: LayerReader, member: Wanted) -> bool:
+        """Make a member a file; False when there is no room, or it is evicted as fast as it is made."""
+        if self._is_held(reader, member):  # made along with another
+            self._progress.advance(member.size)
+            return True
         for _ in range(_ATTEMPTS):
             reader.materialise_member(member.index, self._progress.advance)
             if self._is_held(reader, member):
-                self._end(member)
-                return
-        self.report.unfit.append(member)  # the disk has filled up, or it is evicted as fast as it is made
-
-    def _begin(self, member: Wanted) -> None:
-        self._progress.start(member.path.decode("utf-8", "backslashreplace"), member.size)
-
-    def _end(self, member: Wanted) -> None:
-        self._progress.finish()
-        self.report.made.append(member)
+                return True
+        return False
 
     def check(self) -> None:
         """Say what did not fit.
@@ -245,6 +245,15 @@ class Prefetch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+
+def _shown(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+def _name_all(members: list[Wanted]) -> str:
+    folder = os.path.commonpath([member.path.rpartition(b"/")[0] for member in members])
+    return f"{_shown(folder) or '.'} ({len(members)} files)"
 
 
 def _digest_of(reader: LayerReader, member: Wanted) -> Digest:

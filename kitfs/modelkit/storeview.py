@@ -21,7 +21,7 @@ import msgspec
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
 from kitfs.modelkit.resolve import find_manifest, reopen, resolve
-from kitfs.modelkit.served import Attributes, NotADirectory, OpenFile, ServedKit
+from kitfs.modelkit.served import Attributes, NativeShare, NotADirectory, OpenFile, ServedKit
 from kitfs.modelkit.sessions import ALL_INODES
 from kitfs.modelkit.tree import NodeKind, NodeNotFound, build_tree
 from kitfs.modelkit.view import ROOT, Statistics, owner_of, policy_of
@@ -200,6 +200,24 @@ class StoreView:
             IsADirectory: when the inode is a directory.
         """
         return self._kit_of(inode).open(inode)
+
+    def state(self, inode: int) -> str | None:
+        """How a file would be read now; None for what is no file.
+
+        Raises:
+            NodeNotFound: when there is no such inode.
+        """
+        return None if inode in self._above else self._kit_of(inode).state(inode)
+
+    def measure_native(self) -> NativeShare:
+        """How much is plain files in the store, of what has been looked at so far.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        measured = [kit.measure_native() for kit in list(self._kits.values())]
+        native, size = sum(share.native for share in measured), sum(share.size for share in measured)
+        return NativeShare(native, size, any(share.is_begun for share in measured))
 
     def statistics(self) -> Statistics:
         """Size and number of what has been looked at so far."""

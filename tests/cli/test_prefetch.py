@@ -149,3 +149,13 @@ def test_a_setting_that_is_none_is_refused(prefetch, monkeypatch):
     done = prefetch("gzip:1")
     assert done.code == 2
     assert "KITFS_CACHE_SIZE_MAX" in done.err
+
+
+def test_many_files_are_one_step(kitfs, make_layout, members, tmp_path):
+    """A folder of hundreds gets one line, not one each."""
+    files = {f"part{number}.txt": b"%d" % number * 10 for number in range(30)}
+    assert kitfs("import", make_layout("many", "gzip", files)).code == 0
+    done = kitfs("prefetch", "many:1", "--progress", "plain")
+    assert done.err == "weights (30 files)  500 B\n"
+    assert done.out == "Materialised 30 files (500 B)\n"
+    assert len(members()) == 30
