@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,32 @@ def test_never_writes_no_member_but_for_layers_that_can_not_be_read_otherwise(ki
     place = kits.mount("other", "zstd:1", "-o", "materialise=never")
     assert (place / "weights/w0.bin").read_bytes() == FILES["w0.bin"]
     assert _hex("w0.bin") in _members(kits)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_always_makes_a_file_of_what_is_opened_without_a_read(kits, compression):
+    """Opening is enough; asking for the state is not."""
+    place = kits.mount("mnt", f"{compression}:1", "-o", "materialise=always")
+    assert os.getxattr(place / "weights/w0.bin", STATE) == b"lazy"
+    deadline_s = time.monotonic() + 60
+    with open(place / "weights/w0.bin", "rb"):
+        while os.getxattr(place / "weights/w0.bin", STATE) != b"native":
+            assert time.monotonic() < deadline_s
+            kits.states()
+    assert _hex("w0.bin") in _members(kits)
+    if compression == "gzip":
+        assert _members(kits) == {_hex("w0.bin")}
+
+
+def test_ps_tells_the_share_of_bytes_and_the_state_whether_or_not_a_file_was_opened(kits):
+    """One of four files of a size is a quarter; it takes part only when its file is there."""
+    kits.mount("mnt", "gzip:1")
+    assert [(state.state, state.native) for state in kits.states()] == [("lazy", 0)]
+    kits.run("prefetch", "gzip:1", "weights/w1.bin")
+    assert [(state.state, state.native) for state in kits.states()] == [("partial", 0.25)]
+    kits.run("prefetch", "gzip:1")
+    assert [(state.state, state.native) for state in kits.states()] == [("native", 1)]
+    assert "100%" in kits.run("ps").stdout
 
 
 def test_a_session_keeps_its_policy_and_equal_trees_have_equal_inodes(kits):
