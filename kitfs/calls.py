@@ -85,7 +85,7 @@ class MountState(msgspec.Struct):
 
     Attributes:
         state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers.
-        native: Share of the opened files that were plain files in the store, small made ones included, 0 to 1.
+        native: Share of the bytes shown that are plain files in the store just now, opened or not, 0 to 1.
         spans_decoded: Spans of compressed layers that the worker has decoded, of about 512 KiB.
     """
 

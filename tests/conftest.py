@@ -1,9 +1,16 @@
 """Fixtures that every test may use. Folders with foreign ModelKits lie beside the project and may be absent."""
 
+import gzip
+import hashlib
+import io
+import json
 import os
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, settings
 
 PROJECT = Path(__file__).parent.parent
@@ -38,3 +45,48 @@ def corpora() -> Path:
 def store_home(tmp_path: Path) -> Path:
     """A fresh place for a store."""
     return tmp_path / "home"
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return archive.getvalue()
+
+
+def _blob(folder: Path, media_type: str, data: bytes) -> dict[str, object]:
+    digest = hashlib.sha256(data).hexdigest()
+    (folder / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+    (folder / "blobs/sha256" / digest).write_bytes(data)
+    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def _make_layout(folder: Path, compression: str, files: dict[str, bytes]) -> Path:
+    suffix = {"gzip": "tar+gzip", "zstd": "tar+zstd", "none": "tar"}[compression]
+    pack = {"gzip": lambda data: gzip.compress(data, 1), "zstd": zstandard.compress, "none": bytes}[compression]
+    tar = _tar({f"weights/{name}": data for name, data in files.items()})
+    layer = _blob(folder, f"application/vnd.kitops.modelkit.model.v1.{suffix}", pack(tar))
+    kitfile = {"manifestVersion": "1.0.0", "package": {"name": "t"}, "model": {"name": "m", "path": "weights"}}
+    config = _blob(folder, "application/vnd.kitops.modelkit.config.v1+json", json.dumps(kitfile).encode())
+    manifest_type = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {"schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": [layer]}
+    descriptor = _blob(folder, manifest_type, json.dumps(manifest).encode())
+    descriptor["annotations"] = {"org.opencontainers.image.ref.name": "1"}
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    return folder
+
+
+@pytest.fixture
+def make_layout(tmp_path: Path) -> Callable[[str, str, dict[str, bytes]], Path]:
+    """Makes an OCI layout ``name:1`` whose model is a folder ``weights`` in a tar: ``(name, compression, files)``."""
+
+    def make(name: str, compression: str, files: dict[str, bytes]) -> Path:
+        folder = tmp_path / "layouts" / name
+        folder.mkdir(parents=True)
+        return _make_layout(folder, compression, files)
+
+    return make

@@ -20,6 +20,7 @@ VERBS = {
     "list": "kitfs.cli.tags:list_",
     "mount": "kitfs.cli.mounts:mount",
     "pack": "kitfs.cli.packing:pack",
+    "prefetch": "kitfs.cli.prefetching:prefetch",
     "ps": "kitfs.cli.mounts:ps",
     "remove": "kitfs.cli.tags:remove",
     "tag": "kitfs.cli.tags:tag",

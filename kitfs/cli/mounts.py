@@ -150,11 +150,11 @@ def _look_for(settings: Settings, call: PrepareCall) -> None:
             return
         reference = _parse_reference(call.reference)
         if call.kitops_home:
-            _refresh_from_kit(settings, store, reference)
+            refresh_from_kit(settings, store, reference)
         resolve(store, reference)
 
 
-def _refresh_from_kit(settings: Settings, store: Store, reference: Reference) -> None:
+def refresh_from_kit(settings: Settings, store: Store, reference: Reference) -> None:
     """Import what kit's storage has anew of a reference and its parents, and say so."""
     from kitfs.cli.progress import show_progress
     from kitfs.transfer.kit_refresh import refresh_from_kit_storage
@@ -293,7 +293,7 @@ def _row(state: MountState) -> list[str]:
         _format_duration(int(state.uptime_s)),
         format_size(state.bytes_read),
         state.state,
-        f"{state.native:.0%}",
+        f"{int(state.native * 100)}%",
     ]
 
 

@@ -50,7 +50,6 @@ class Counters:
         opens: Files opened.
         lookups: Names looked up.
         errors: Requests that failed because something is broken.
-        native: Files opened that are plain files in the store.
     """
 
     reads: int = 0
@@ -58,7 +57,6 @@ class Counters:
     opens: int = 0
     lookups: int = 0
     errors: int = 0
-    native: int = 0
     _messages: set[str] = field(default_factory=set)
 
     def note_failure(self, message: str, error: BaseException) -> None:

@@ -137,7 +137,6 @@ class KitOperations(ReadOnlyOperations):
         held = self._files.get(inode) or await self._open(inode)
         held.opens += 1
         self.counters.opens += 1
-        self.counters.native += held.file.state == "native"
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> Any:
@@ -191,12 +190,10 @@ class KitOperations(ReadOnlyOperations):
         return data
 
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
-        """The state of a file; there are no other attributes."""
-        if name == STATE_XATTR:
-            attributes = await self._ask(self._view.attributes, inode)
-            if attributes.kind is NodeKind.FILE:
-                held = self._files.get(inode)
-                return (held.file if held else await self._ask(self._view.open, inode)).state.encode()
+        """The state of a file as it is now, whoever has it open; there are no other attributes."""
+        state = await self._ask(self._view.state, inode) if name == STATE_XATTR else None
+        if state is not None:
+            return state.encode()
         raise pyfuse3.FUSEError(errno.ENODATA)
 
     async def listxattr(self, inode: int, ctx: object) -> list[pyfuse3.XAttrNameT]:

@@ -36,6 +36,7 @@ from kitfs.fuse.handover import Handover, run_session
 from kitfs.fuse.operations import KitOperations
 from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, SERVE_DESCRIPTORS, Order, PrepareOrder, ServeOrder, WorkerMessage
 from kitfs.layer.span_pool import shared_pool
+from kitfs.modelkit.served import NativeShare
 from kitfs.modelkit.sessions import prepare_session
 from kitfs.modelkit.view import View, open_view
 from kitfs.oci.reference import parse_reference
@@ -155,12 +156,12 @@ def serve(view: View, handover: Handover, connection: socket.socket) -> None:
 async def _serve(view: View, handover: Handover, connection: socket.socket) -> None:
     operations = KitOperations(view, handover.take)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_answer_daemon, handover, connection, operations.counters)
+        nursery.start_soon(_answer_daemon, view, handover, connection, operations.counters)
         await run_session(operations, handover)
         nursery.cancel_scope.cancel()
 
 
-async def _answer_daemon(handover: Handover, connection: socket.socket, counters: Counters) -> None:
+async def _answer_daemon(view: View, handover: Handover, connection: socket.socket, counters: Counters) -> None:
     """Say when it serves, then answer questions; returns when the daemon is gone."""
     await handover.taken.wait()
     daemon = trio.socket.from_stdlib_socket(connection)
@@ -168,7 +169,8 @@ async def _answer_daemon(handover: Handover, connection: socket.socket, counters
         await daemon.send(b'{"ready": true}')
         while question := await daemon.recv(_QUESTION_SIZE_MAX):
             if parse_question(question):
-                await daemon.send(encode_counters(counters))
+                share = await trio.to_thread.run_sync(_measure_native, view)
+                await daemon.send(encode_counters(counters, share))
     except OSError as error:
         log.info("the daemon is gone: %s", error)
 
@@ -182,10 +184,18 @@ def parse_question(datagram: bytes) -> bool:
     return isinstance(question, dict) and question.get("stats") is True
 
 
-def encode_counters(counters: Counters) -> bytes:
-    """The answer to a question for counters."""
-    native = counters.native / counters.opens if counters.opens else 0.0
-    state = "native" if native == 1 else "partial" if native else "lazy"
+def _measure_native(view: View) -> NativeShare:
+    try:
+        return view.measure_native()
+    except KitfsError as error:
+        log.warning("how much is native is not known: %s", error)
+        return NativeShare(0, 0, False)
+
+
+def encode_counters(counters: Counters, share: NativeShare) -> bytes:
+    """The answer to a question for counters: the share of native bytes is rounded down, so that 1 is all of them."""
+    native = share.native * 10_000 // share.size / 10_000 if share.size else 0.0
+    state = "native" if native == 1 else "partial" if share.is_begun else "lazy"
     names = ("reads", "bytes_read", "opens", "lookups", "errors")
     answer: dict[str, float | str] = {name: getattr(counters, name) for name in names}
     spans_decoded = shared_pool().decoded_count

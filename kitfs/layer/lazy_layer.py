@@ -18,13 +18,14 @@ from kitfs.layer.decoders import find_span_decoder
 from kitfs.layer.descriptor import Descriptor
 from kitfs.layer.errors import LayerCorrupt
 from kitfs.layer.finisher import shared_finisher
-from kitfs.layer.member_partial import MemberPartial
+from kitfs.layer.member_partial import MemberPartial, partial_name
 from kitfs.layer.read_ahead import ReadAhead
 from kitfs.layer.span_decode import SpanBroken, decode_span_behind
 from kitfs.layer.span_pool import shared_pool
 from kitfs.layer.span_reader import BlobSource
 from kitfs.layer.sparse_window import unpack
 from kitfs.oci.mediatype import Compression
+from kitfs.store.partials import find_partial
 from kitfs.store.records import LayerRecord, TocMember
 from kitfs.store.store import Store
 
@@ -139,6 +140,10 @@ class LazyLayer:
             if len(self._recent) > _PARTIALS_MAX:
                 self._recent.popitem(last=False)
             return found
+
+    def has_partial(self, index: int) -> bool:
+        """Whether somebody has begun to make a member a file."""
+        return find_partial(self._store.layout, partial_name(self.layer, index))
 
     def range(self, span: int) -> tuple[int, int]:
         """The decoded bytes of a span, half open."""

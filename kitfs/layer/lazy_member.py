@@ -28,6 +28,7 @@ MATERIALISED_SIZE_MIN = 1 << 20
 2 ms, and making it durable takes longer (two fsyncs and a commit, 5 to 20 ms)."""
 
 _LOOK_S = 1.0
+_STEP_SIZE = 4 << 20
 
 
 class RestampJob:
@@ -147,19 +148,30 @@ class LazyMember:
         else:
             shared_finisher().submit(RestampJob(self._store, self._layer, self._digest))
 
-    def materialise(self) -> None:
-        """Make the member a file now.
+    def materialise(self, advance: Callable[[int], None] = lambda size: None) -> None:
+        """Make the member a file now, whatever the policy; its spans are decoded by the pool.
 
         On disk when this returns: the member's file, verified and recorded, unless another process makes it at this
         moment or there is no room for it (`state` tells).
+
+        Args:
+            advance: Told of bytes that are done.
 
         Raises:
             LayerCorrupt: when the layer does not give the bytes.
             KitfsError, OSError: when the store or the disk fails.
         """
-        if self._find_file() is None:
+        if self._find_file() is not None:
+            return
+        self._partial = self._layer.partial(self._index)
+        self._partial.is_native = False
+        if self._partial.begin():
+            for start in range(0, self.size, _STEP_SIZE):
+                stop = min(start + _STEP_SIZE, self.size)
+                self.read(start, stop)
+                advance(stop - start)
             self._layer.partial(self._index).run()
-            self._look()
+        self._look()
 
     def read_ready(self, start: int, stop: int) -> bytes | memoryview | None:
         """The bytes ``[start, stop)`` when their spans are decoded, else None.

@@ -65,6 +65,10 @@ class Materialiser:
             decoding.forget(digest)
         decoding.wait(digest)
 
+    def begin(self, digest: Digest) -> None:
+        """Start decoding the layer where nobody has, and do not wait; what goes wrong is told to who waits later."""
+        self._join(digest)
+
     def _join(self, digest: Digest) -> Decoding:
         with _lock:
             mine = self._decoding

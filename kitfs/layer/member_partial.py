@@ -21,7 +21,7 @@ from kitfs.digest import Digest, DigestMismatch
 from kitfs.errors import KitfsError
 from kitfs.layer.finisher import shared_finisher
 from kitfs.store.errors import StoreWriteFailed
-from kitfs.store.partials import Partial, find_partial
+from kitfs.store.partials import Partial, find_partial, is_used
 from kitfs.store.records import TocMember
 from kitfs.store.store import Store
 
@@ -32,6 +32,11 @@ _RETRY_S = 30.0  # a full disk is not asked again by every span
 _BACKLOG_MAX = 64
 
 _log = logging.getLogger(__name__)
+
+
+def partial_name(layer: Digest, index: int) -> str:
+    """The name of a member's partial files."""
+    return f"{layer.hex}.{index}"
 
 
 class SpanLayer(Protocol):
@@ -80,7 +85,7 @@ class MemberPartial:
         self._start, self._stop = member.offset, member.offset + member.size
         self._first = layer.find_span(self._start)
         self._last = layer.find_span(self._stop - 1)
-        self._name = f"{layer.layer.hex}.{index}"
+        self._name = partial_name(layer.layer, index)
         self._changed = threading.Condition()
         self._partial: Partial | None = None
         self._users = 0  # threads that use it
@@ -147,6 +152,13 @@ class MemberPartial:
         finally:
             self._leave()
 
+    def begin(self) -> bool:
+        """Open the partial where there is room for the member; whether it is open."""
+        if self._enter(None) is None:
+            return False
+        self._leave()
+        return True
+
     def _enter(self, item: tuple[int, bytes] | None) -> Partial | None:
         """The open partial, counted as used; None when it is opened by another thread (which takes the span) or not."""
         with self._changed:
@@ -183,7 +195,7 @@ class MemberPartial:
     def _open(self, *, has_room: bool = False) -> Partial | None:
         try:
             size = self._stop - self._start
-            if has_room or self._store.make_room(size):
+            if has_room or is_used(self._store.layout, self._name) or self._store.make_room(size):
                 return Partial(self._store.layout, self._name, size, self._last - self._first + 1)
         except KitfsError as error:
             _log.warning("%s", error)
@@ -209,6 +221,8 @@ class MemberPartial:
             LayerCorrupt: when the layer does not give the bytes.
             KitfsError, OSError: when the store or the disk fails.
         """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_ending)  # by another thread
         partial = self._enter(None)
         if partial is None:
             return
@@ -229,6 +243,7 @@ class MemberPartial:
             with self._changed:
                 self._partial = None
                 self._is_ending = False
+                self._changed.notify_all()
 
     def _place(self, partial: Partial) -> None:
         try:

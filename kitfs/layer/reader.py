@@ -174,7 +174,59 @@ class LayerReader:
         if self._lazy is not None:
             return LazyMember(self._store, self._lazy, member, index, self.materialise)
         assert self._materialiser is not None
-        return MemberFileReader(self._store, self._materialiser, self.layer, member, index)
+        file = MemberFileReader(self._store, self._materialiser, self.layer, member, index)
+        if self.materialise is Materialise.ALWAYS and file.state == "lazy" and member.digest is not None:
+            self._materialiser.begin(Digest.from_raw(member.digest))
+        return file
+
+    def find_state(self, index: int) -> State:
+        """How a member would be read now; nothing is opened or begun.
+
+        Raises:
+            IndexError: when there is no such member.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        member = self.toc[index]
+        if self._source is not None:
+            return "native" if self.record.format == "raw" or not member.size else "lazy"
+        if not member.size or (member.digest and self._store.is_member_trusted(Digest.from_raw(member.digest))):
+            return "native"
+        if self._lazy is not None:
+            return "partial" if self._lazy.has_partial(index) else "lazy"
+        return "partial" if self._materialiser is not None and self._materialiser.is_running else "lazy"
+
+    @property
+    def is_materialisable(self) -> bool:
+        """Whether members get files of their own; those of a plain layer are read from its blob."""
+        return self._materialiser is not None
+
+    @property
+    def is_decoded_whole(self) -> bool:
+        """Whether materialising one member means to decode the layer from its start, and makes files of all."""
+        return self._materialiser is not None and self._lazy is None
+
+    def materialise_member(self, index: int, advance: Callable[[int], None]) -> None:
+        """Make a member of a compressed layer a file now, whatever the policy; may be interrupted between spans.
+
+        On disk when this returns: the member's file, verified and recorded, unless there was no room for it or it
+        was evicted since (`open_member` tells).
+
+        Args:
+            index: The member.
+            advance: Told of bytes that are done.
+
+        Raises:
+            LayerCorrupt: when the layer does not give the member's bytes.
+            KitfsError, OSError: when the store or the disk fails.
+        """
+        member = self.toc[index]
+        if self._lazy is not None:
+            LazyMember(self._store, self._lazy, member, index, self.materialise).materialise(advance)
+            return
+        assert self._materialiser is not None  # see is_materialisable
+        assert member.digest is not None  # files have one
+        self._materialiser.materialise(Digest.from_raw(member.digest))
+        advance(member.size)
 
     def close(self) -> None:
         """Stop decoding, unless another reader of the layer waits for it; open members can still be read.

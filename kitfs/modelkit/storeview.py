@@ -21,7 +21,7 @@ import msgspec
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
 from kitfs.modelkit.resolve import find_manifest, reopen, resolve
-from kitfs.modelkit.served import Attributes, NotADirectory, OpenFile, ServedKit
+from kitfs.modelkit.served import Attributes, NativeShare, NotADirectory, OpenFile, ServedKit
 from kitfs.modelkit.sessions import ALL_INODES
 from kitfs.modelkit.tree import NodeKind, NodeNotFound, build_tree
 from kitfs.modelkit.view import ROOT, Statistics, owner_of, policy_of
@@ -85,6 +85,12 @@ def build_directories(tags: Iterator[tuple[str, str, Digest]]) -> dict[str, Dire
         entries = directories[_shown_path(repository)].entries
         entries[f":{tag}" if tag in entries else tag] = TagKey(repository, tag, str(manifest))
     return directories
+
+
+def read_directories(store: Store) -> dict[str, Directory]:
+    """All directories above the tags that a store has now."""
+    tags = ((name, tag, record.manifest) for name, tag, record in store.iter_tags() if name != UNNAMED_REPOSITORY)
+    return build_directories(tags)
 
 
 def _shown_path(repository: str) -> str:
@@ -195,6 +201,24 @@ class StoreView:
         """
         return self._kit_of(inode).open(inode)
 
+    def state(self, inode: int) -> str | None:
+        """How a file would be read now; None for what is no file.
+
+        Raises:
+            NodeNotFound: when there is no such inode.
+        """
+        return None if inode in self._above else self._kit_of(inode).state(inode)
+
+    def measure_native(self) -> NativeShare:
+        """How much is plain files in the store, of what has been looked at so far.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        measured = [kit.measure_native() for kit in list(self._kits.values())]
+        native, size = sum(share.native for share in measured), sum(share.size for share in measured)
+        return NativeShare(native, size, any(share.is_begun for share in measured))
+
     def statistics(self) -> Statistics:
         """Size and number of what has been looked at so far."""
         kits = list(self._kits.values())
@@ -203,12 +227,7 @@ class StoreView:
     def _entries(self, path: str) -> dict[str, str | TagKey]:
         generation = self._store.generation()
         if self._directories[0] != generation:
-            tags = (
-                (name, tag, record.manifest)
-                for name, tag, record in self._store.iter_tags()
-                if name != UNNAMED_REPOSITORY
-            )
-            self._directories = (generation, build_directories(tags))
+            self._directories = (generation, read_directories(self._store))
         directory = self._directories[1].get(path)
         return directory.entries if directory else {}
 

@@ -15,7 +15,7 @@ from kitfs.digest import Digest
 from kitfs.layer.policy import Materialise
 from kitfs.modelkit import TREE_VERSION
 from kitfs.modelkit.resolve import reopen
-from kitfs.modelkit.served import FOR_EVER_S, Attributes, OpenFile, Owner, ServedKit
+from kitfs.modelkit.served import FOR_EVER_S, Attributes, NativeShare, OpenFile, Owner, ServedKit
 from kitfs.modelkit.sessions import SessionUnsupported
 from kitfs.modelkit.tree import Modes, build_tree
 
@@ -65,6 +65,12 @@ class View(Protocol):
 
     def open(self, inode: int) -> OpenFile:
         """Open a file for reading."""
+
+    def state(self, inode: int) -> str | None:
+        """How a file would be read now: ``lazy``, ``partial`` or ``native``; None for what is no file."""
+
+    def measure_native(self) -> NativeShare:
+        """How much of what is shown is plain files in the store; may block in any view."""
 
     def statistics(self) -> Statistics:
         """Size and number of all that is shown."""
@@ -128,6 +134,22 @@ class KitView:
             IsADirectory: when the inode is a directory.
         """
         return self._kit.open(inode)
+
+    def state(self, inode: int) -> str | None:
+        """How a file would be read now; None for what is no file.
+
+        Raises:
+            NodeNotFound: when there is no such inode.
+        """
+        return self._kit.state(inode)
+
+    def measure_native(self) -> NativeShare:
+        """How much of what is shown is plain files in the store.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        return self._kit.measure_native()
 
     def statistics(self) -> Statistics:
         """Size and number of all that is shown."""

@@ -2,7 +2,9 @@
 
 Used through ``Store.make_room`` by whoever is about to materialise. What never goes: a member that a recipe pins, one
 that a live lease holds by its digest (somebody is just placing it), and one that somebody has open: ``open_member``
-leaves a shared flock on its descriptor, and an evictor that can not have the file alone leaves it.
+leaves a shared flock on its descriptor, and an evictor that can not have the file alone leaves it. Partial members go
+before whole ones, but none that somebody is putting together: those count with their whole size, since that is what
+room was made for.
 
 Order: the exclusive ``gc.lock``, in which nobody places a file or takes hold of one; the files' locks; one transaction
 that deletes the records; then the files are renamed into ``ingest/trash-…``, and unlinked after the lock. A kill leaves
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kitfs.digest import Digest
-from kitfs.store import catalog, durable, gate, schema
+from kitfs.store import catalog, durable, gate, partials, schema
 from kitfs.store.errors import RecordCorrupt
 from kitfs.store.index import Index, Txn
 from kitfs.store.layout import Layout
@@ -74,7 +76,7 @@ class Evictor:
         """
         with self._index.read() as txn:
             used = catalog.get_member_total(txn).size
-        used += _partials_size(self._layout)
+        used += partials.measure(self._layout)
         with durable.naming(self._layout.home, "asking for the free space of"):
             return used, quota.limit(used, os.statvfs(self._layout.home))
 
@@ -90,6 +92,7 @@ class Evictor:
             return self._evict(used + size - limit)
 
     def _evict(self, excess: int) -> bool:
+        excess -= self._drop_partials(excess)
         is_fresh = False
         while excess > 0:
             if not self._candidates:
@@ -103,6 +106,21 @@ class Evictor:
             with self._taken_away() as trash:
                 excess -= self._evict_batch(excess, trash)
         return True
+
+    def _drop_partials(self, excess: int) -> int:
+        """Drop partials that nobody uses, those that nobody wrote for longest first; how many bytes they took."""
+        found = []
+        for path in partials.iter_partials(self._layout):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_blocks * 512, path))
+        dropped = 0
+        for _, size, path in sorted(found):
+            if dropped >= excess:
+                break
+            if size and partials.remove_unused(path):
+                dropped += size
+        return dropped
 
     def _scan(self) -> None:
         """Read which members there are."""
@@ -191,15 +209,3 @@ def _lock_alone(path: Path) -> int | None:
             os.close(fd)
             raise
     return fd
-
-
-def _partials_size(layout: Layout) -> int:
-    """Bytes that partial members take on disk; they are sparse."""
-    size = 0
-    with contextlib.suppress(FileNotFoundError), os.scandir(layout.home / "partial") as boots:
-        for boot in boots:
-            with contextlib.suppress(OSError), os.scandir(boot.path) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        size += entry.stat(follow_symlinks=False).st_blocks * 512
-    return size

@@ -24,12 +24,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kitfs.digest import Digest, Digester, DigestMismatch
-from kitfs.store import durable
+from kitfs.store import durable, gate
 from kitfs.store.errors import StoreWriteFailed
 from kitfs.store.ingest import FILE_MODE, FindStamp, place_file
 from kitfs.store.layout import Layout
 from kitfs.store.lease import Lease
 
+_BLOCK_SIZE = 512  # st_blocks, stat(2)
 _READ_SIZE = 1 << 20
 _MAP_SUFFIX = ".map"
 
@@ -68,6 +69,25 @@ def map_of(path: Path) -> Path:
 def find_partial(layout: Layout, name: str) -> bool:
     """Whether this boot has a partial of a name."""
     return (layout.partial / boot_id() / name).exists()
+
+
+def is_used(layout: Layout, name: str) -> bool:
+    """Whether somebody is putting this boot's partial of a name together: there is room for the whole of it."""
+    return gate.is_alive(map_of(layout.partial / boot_id() / name))
+
+
+def measure(layout: Layout) -> int:
+    """Bytes that partials take: what lies on disk of those that nobody uses, the whole of the others.
+
+    Raises:
+        StoreWriteFailed: when that can not be found out.
+    """
+    size = 0
+    for path in iter_partials(layout):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            size += status.st_size if gate.is_alive(map_of(path)) else status.st_blocks * _BLOCK_SIZE
+    return size
 
 
 @contextlib.contextmanager

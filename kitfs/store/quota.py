@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kitfs.errors import UsageError
 
@@ -18,7 +18,7 @@ FREE_SHARE = 20
 FREE_SIZE_MAX = 20 << 30
 """But no more than this: 5 % of a disk of 8 TB would be 400 GB that nobody uses."""
 
-_TEXT = re.compile(r"(\d{1,18}(?:\.\d{1,6})?)\s*(%|[KMGTP]?(?:i?B)?)", re.IGNORECASE | re.ASCII)
+_TEXT = r"(\d{1,18}(?:\.\d{1,6})?)\s*(%|[KMGTP]?(?:i?B)?)"
 _UNITS = "KMGTP"
 
 
@@ -36,8 +36,7 @@ class QuotaMalformed(UsageError):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """A bound on the bytes of members that can be made anew.
 
     Attributes:
@@ -73,7 +72,7 @@ def parse_quota(text: str) -> Quota:
     """
     if text.strip().lower() in ("", "unlimited"):
         return Quota()
-    found = _TEXT.fullmatch(text.strip())
+    found = re.fullmatch(_TEXT, text.strip(), re.IGNORECASE | re.ASCII)
     if found is None:
         raise QuotaMalformed(text)
     number, unit = float(found[1]), found[2].upper()

@@ -21,7 +21,7 @@ from kitfs.store.errors import (
 from kitfs.store.index import Index
 from kitfs.store.layout import Layout
 from kitfs.store.records import BlobRecord, LayerRecord, ManifestRecord, MemberRecord, TagRecord, TocMember
-from kitfs.store.stamp import matches
+from kitfs.store.stamp import find_status, matches
 
 READ_SIZE_MAX = 4 << 20
 
@@ -224,6 +224,15 @@ class StoreReads:
         """
         with self.index.read() as txn:
             return catalog.find_member(txn, digest)
+
+    def is_member_trusted(self, digest: Digest) -> bool:
+        """Whether a member has a file that looks as it did when it was last verified; does not count as a use.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        record = self.find_member(digest)
+        return record is not None and matches(record.stamp, find_status(self.layout.member(digest)))
 
     def is_trusted(self, digest: Digest) -> bool:
         """Whether a blob's file looks as it did when it was last verified; linked blobs never are.

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Self
 from kitfs.digest import Digest
 from kitfs.store import inodes, link, sessions, tags, verify
 from kitfs.store.errors import IndexFailed, MemberNotFound, RecordCorrupt, StoreWriteFailed, TagsLogCorrupt
-from kitfs.store.evict import Evictor
 from kitfs.store.index import Index, open_index
 from kitfs.store.ingest import Ingest
 from kitfs.store.layout import Layout, open_layout
@@ -33,6 +32,7 @@ from kitfs.store.uses import UseNotes
 
 if TYPE_CHECKING:
     from kitfs.store.change import Change
+    from kitfs.store.evict import Evictor
     from kitfs.store.partials import Partial
 
 
@@ -50,7 +50,7 @@ class Store(StoreReads):
         super().__init__(layout, index)
         self.quota = Quota()
         self._uses = UseNotes(index)
-        self._evictor = Evictor(layout, index)
+        self._evictor: Evictor | None = None
         self._open = True
         self._close_lock = threading.Lock()
 
@@ -134,7 +134,7 @@ class Store(StoreReads):
         Raises:
             StoreWriteFailed, RecordCorrupt, IndexFailed, IndexCorrupt: when removing failed.
         """
-        return self._evictor.make_room(self.quota, size)
+        return self._get_evictor().make_room(self.quota, size)
 
     def measure_members(self) -> tuple[int, int]:
         """Bytes of members that can be made anew, and how many ``quota`` lets them be (below 0: too many others).
@@ -142,7 +142,15 @@ class Store(StoreReads):
         Raises:
             StoreWriteFailed, RecordCorrupt, IndexFailed, IndexCorrupt: when that can not be found out.
         """
-        return self._evictor.measure(self.quota)
+        return self._get_evictor().measure(self.quota)
+
+    def _get_evictor(self) -> Evictor:
+        from kitfs.store.evict import Evictor  # 1 ms that a mount does not need
+
+        with self._close_lock:
+            if self._evictor is None:
+                self._evictor = Evictor(self.layout, self.index)
+            return self._evictor
 
     def restamp_member(self, digest: Digest) -> bool:
         """Hash a member's file once; right bytes get a new stamp, wrong ones are dropped.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kitfs.errors import IntegrityError
 from kitfs.fuse.handover import Handover
 from kitfs.fuse.worker import serve
-from kitfs.modelkit.served import Attributes, IsADirectory, NotADirectory
+from kitfs.modelkit.served import Attributes, IsADirectory, NativeShare, NotADirectory
 from kitfs.modelkit.tree import NodeKind, NodeNotFound
 from kitfs.modelkit.view import Statistics
 
@@ -153,6 +153,12 @@ class SampleView:
         if FIRST_OF_MANY <= inode < FIRST_OF_MANY + MANY:
             return SampleFile(0)
         raise NodeNotFound(inode)
+
+    def state(self, inode: int) -> str | None:
+        return self.open(inode).state if self.attributes(inode).kind is NodeKind.FILE else None
+
+    def measure_native(self) -> NativeShare:
+        return NativeShare(0, sum(file.size for file in FILES.values()), is_begun=False)
 
     def statistics(self) -> Statistics:
         return Statistics(sum(file.size for file in FILES.values()), MANY + len(FILES) + 3)

@@ -11,6 +11,7 @@ import pytest
 from kitfs.fuse.guard import Counters
 from kitfs.fuse.worker import encode_counters, parse_question
 from kitfs.modelkit.pack import pack
+from kitfs.modelkit.served import NativeShare
 from kitfs.modelkit.sessions import prepare_session
 from kitfs.oci.reference import parse_reference
 from kitfs.store.sessions import SessionOptions
@@ -54,12 +55,20 @@ def test_only_one_question_is_understood(datagram):
 
 
 @pytest.mark.parametrize(
-    ("opens", "native", "state"), [(0, 0, "lazy"), (4, 0, "lazy"), (4, 1, "partial"), (4, 4, "native")]
+    ("native", "size", "is_begun", "state", "share"),
+    [
+        (0, 0, False, "lazy", 0),
+        (0, 4, False, "lazy", 0),
+        (0, 4, True, "partial", 0),
+        (1, 4, True, "partial", 0.25),
+        (4, 4, True, "native", 1),
+        (99999, 100000, True, "partial", 0.9999),
+    ],
 )
-def test_state_follows_from_what_was_opened(opens, native, state):
-    """A mount is native when every file that was opened was a plain file of the store."""
-    answer = json.loads(encode_counters(Counters(opens=opens, native=native)))
-    assert answer["state"] == state
+def test_state_follows_from_what_is_shown(native, size, is_begun, state, share):
+    """A mount is native when all bytes that it shows are plain files of the store, and not a byte before."""
+    answer = json.loads(encode_counters(Counters(), NativeShare(native, size, is_begun)))
+    assert (answer["state"], answer["native"]) == (state, share)
     assert set(answer) == {"reads", "bytes_read", "opens", "lookups", "errors", "native", "state", "spans_decoded"}
 
 

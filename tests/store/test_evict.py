@@ -13,6 +13,7 @@ from kitfs.store import catalog, schema
 from kitfs.store.errors import MemberNotFound
 from kitfs.store.fsck import check
 from kitfs.store.gc import gc
+from kitfs.store.partials import Partial
 from kitfs.store.quota import Quota
 from kitfs.store.records import MemberTotal
 from kitfs.store.repair import repair
@@ -124,19 +125,30 @@ def test_free_space_of_the_disk_is_a_bound_without_a_quota(store, build):
 
 
 def test_partial_members_count_with_what_they_take(store, build):
-    """A sparse file of 100 MiB with 64 KiB in it takes 64 KiB."""
-    folder = store.home / "partial" / "boot"
-    folder.mkdir(parents=True)
-    with open(folder / "layer.0", "wb") as file:
-        file.truncate(100 << 20)
-        file.seek(50 << 20)
-        file.write(bytes(65536))
-        os.fsync(file.fileno())
-    used, _ = store.measure_members()
-    assert 65536 <= used < (1 << 20)
-    (folder / "layer.0").unlink()
-    folder.rmdir()
-    folder.parent.rmdir()
+    """Of 100 MiB with 64 KiB in them 64 KiB, and the whole while somebody goes on with it."""
+    partial = Partial(store.layout, "layer.0", 100 << 20, 200)
+    partial.write(100, memoryview(bytes(65536)), 50 << 20)
+    assert store.measure_members()[0] == 100 << 20
+    partial.close()
+    assert 65536 <= store.measure_members()[0] < (1 << 20)
+
+
+def test_partial_members_go_first_and_not_while_they_are_used(store, build):
+    """What nobody goes on with is worth least; what somebody does stays, like an open member."""
+    digests = _fill(store, build)
+    partials = [Partial(store.layout, f"layer.{number}", 1 << 20, 2) for number in range(2)]
+    for partial in partials:
+        partial.write(0, memoryview(bytes(1 << 19)), 0)
+    partials[0].close()
+    store.quota = Quota(size=(1 << 20) + 5000)
+    assert store.make_room(1000)
+    assert [partial.path.exists() for partial in partials] == [False, True]
+    assert _left(store, digests) == [0, 1, 2, 3]
+    assert not store.make_room(6000)
+    partials[1].close()
+    assert store.make_room(600_000)
+    assert not partials[1].path.exists()
+    assert _left(store, digests) == [0, 1, 2, 3]
 
 
 def test_many_small_members_go_in_batches(store, build):
