@@ -90,7 +90,7 @@ assert Path(sys.argv[1]).read_bytes() == Path(sys.argv[2]).read_bytes()
 def test_one_of_40_members_costs_its_own_spans(kitfs, model, weights, index):
     """Each span that holds bytes of a member is decoded once, and nothing ahead of the member's end."""
     before = 0
-    for number in (17, 3, 39, 0):
+    for number in (3, 39, 0, 17):
         name = f"{number:02}.bin"
         run(READ_WHOLE, model / name, weights.source / name)
         now = decoded(kitfs)
