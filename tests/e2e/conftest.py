@@ -1,15 +1,24 @@
-"""A store with a daemon of its own, driven through the real command line; nothing of it is left behind."""
+"""A store with a daemon of its own, driven through the real command line; nothing of it is left behind.
 
+And a ModelKit large enough to be read in parts, whose model is packed by GNU tar and gzip.
+"""
+
+import hashlib
 import json
 import os
+import random
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy
 import pytest
+import zstandard
 
 COMMAND = str(Path(sys.executable).with_name("kitfs"))
 TIMEOUT_S = 120
@@ -120,3 +129,93 @@ def _copy_writable(source: Path, target: Path) -> Path:
 def copy_writable() -> Callable[[Path, Path], Path]:
     """A function that copies a read-only fixture so that the copy may be changed."""
     return _copy_writable
+
+
+@dataclass
+class Weights:
+    """A ModelKit with the tag ``weights:1``.
+
+    Attributes:
+        source: The model's files as they were before packing.
+        layouts: OCI layouts with the model in a layer, by compression: ``gzip``, ``plain``, ``zstd`` (frames of 256
+            KiB).
+        gzip_layer: The blob of the gzip one.
+        tensors: How many the safetensors file and the zip have.
+    """
+
+    source: Path
+    layouts: dict[str, Path]
+    gzip_layer: Path
+    tensors: int
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """40 MiB of safetensors, a checkpoint of torch's form of 10 MiB, and 40 small files of 18 MiB together."""
+    folder = tmp_path_factory.mktemp("weights")
+    source = folder / "model"
+    source.mkdir()
+    # The bits are bf16's, as weights are; F16 is what numpy can load.
+    numbers = numpy.random.default_rng(1).standard_normal(20 << 20, dtype=numpy.float32) * numpy.float32(0.02)
+    data = (numbers.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes()
+    tensors = [data[at : at + (3 << 20) + 2] for at in range(0, len(data), (3 << 20) + 2)]
+    _write_safetensors(source / "model.safetensors", tensors)
+    _write_checkpoint(source / "model.pt", [tensor[: 700 << 10] for tensor in tensors])
+    rng = random.Random(2)
+    for number in range(40):
+        start = rng.randrange(len(data) // 2)
+        (source / f"{number:02}.bin").write_bytes(data[start : start + rng.randrange(50_000, 700_000)])
+    (source / "17.bin").write_bytes(data[-1_300_001:])
+    tar = subprocess.run(
+        ["tar", "c", "-C", folder, "--sort=name", "model"], stdout=subprocess.PIPE, check=True, timeout=TIMEOUT_S
+    ).stdout
+    packed = subprocess.run(["gzip", "-2"], input=tar, stdout=subprocess.PIPE, check=True, timeout=TIMEOUT_S).stdout
+    frames = b"".join(zstandard.compress(tar[at : at + (256 << 10)], 1) for at in range(0, len(tar), 256 << 10))
+    layouts = {
+        "gzip": _write_layout(folder / "gzip", "tar+gzip", packed),
+        "plain": _write_layout(folder / "plain", "tar", tar),
+        "zstd": _write_layout(folder / "zstd", "tar+zstd", frames),
+    }
+    layer = layouts["gzip"] / "blobs/sha256" / hashlib.sha256(packed).hexdigest()
+    return Weights(source, layouts, layer, len(tensors))
+
+
+def _write_safetensors(path: Path, tensors: list[bytes]) -> None:
+    header, start = {}, 0
+    for number, data in enumerate(tensors):
+        offsets = [start, start + len(data)]
+        header[f"layer.{number}"] = {"dtype": "F16", "shape": [len(data) // 2], "data_offsets": offsets}
+        start += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(tensors))
+
+
+def _write_checkpoint(path: Path, storages: list[bytes]) -> None:
+    """A zip as torch.save writes it: stored, each member's data at a multiple of 64 by padding in its header."""
+    members = {"data.pkl": b"pickled" * 100, **{f"data/{number}": data for number, data in enumerate(storages)}}
+    with path.open("wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(f"archive/{name}")
+            padding = -(stream.tell() + 30 + len(info.filename) + 4) % 64
+            info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+            archive.writestr(info, data)
+
+
+def _write_layout(layout: Path, form: str, layer: bytes) -> Path:
+    def put(data: bytes, media_type: str) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        (layout / "blobs/sha256" / digest).write_bytes(data)
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+    (layout / "blobs/sha256").mkdir(parents=True)
+    kitfile = {"manifestVersion": "1.0.0", "package": {"name": "weights"}, "model": {"path": "model"}}
+    manifest = {
+        "schemaVersion": 2,
+        "config": put(json.dumps(kitfile).encode(), "application/vnd.kitops.modelkit.config.v1+json"),
+        "layers": [put(layer, f"application/vnd.kitops.modelkit.model.v1.{form}")],
+    }
+    descriptor = put(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
+    descriptor["annotations"] = {"org.opencontainers.image.ref.name": "weights:1"}
+    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}))
+    return layout

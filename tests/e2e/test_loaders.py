@@ -1,4 +1,4 @@
-"""What serving processes do to their files works on a mount, and the second time it costs nothing."""
+"""What everyday programs do to files works on a mount, and the second time it costs nothing."""
 
 import hashlib
 import json
@@ -35,45 +35,6 @@ def python(code: str, *arguments: object) -> str:
 
 def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_safetensors_loads_equal_tensors(mounted, unpacked):
-    """safetensors reads every tensor from the mount as it was in the source."""
-    code = """
-import sys
-from safetensors.numpy import load_file
-for name, tensor in sorted(load_file(sys.argv[1]).items()):
-    print(name, tensor.shape, tensor.sum())
-"""
-    assert python(code, mounted / MODEL) == python(code, unpacked / MODEL) != ""
-
-
-def test_shared_memory_map_reads_right_bytes(mounted, unpacked):
-    """numpy's memmap (MAP_SHARED) shows the file's bytes."""
-    code = """
-import hashlib, mmap, os, sys, numpy
-print(hashlib.sha256(numpy.memmap(sys.argv[1], mode="r").tobytes()).hexdigest())
-descriptor = os.open(sys.argv[1], os.O_RDONLY)
-view = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
-print(hashlib.sha256(view).hexdigest())
-"""
-    assert python(code, mounted / MODEL).split() == [digest_of(unpacked / MODEL)] * 2
-
-
-def test_direct_io_reads_right_bytes(mounted, unpacked):
-    """O_DIRECT reads in odd pieces give the file's bytes, and short only at its end."""
-    code = """
-import hashlib, mmap, os, sys
-descriptor = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
-size, at, buffer, sha = os.fstat(descriptor).st_size, 0, mmap.mmap(-1, 1 << 20), hashlib.sha256()
-while at < size:
-    count = os.preadv(descriptor, [buffer], at)
-    assert count == min(1 << 20, size - at), (at, count)
-    sha.update(buffer[:count])
-    at += count
-print(sha.hexdigest())
-"""
-    assert python(code, mounted / MODEL) == digest_of(unpacked / MODEL)
 
 
 def test_sendfile_sends_right_bytes(mounted, unpacked, tmp_path):

@@ -20,6 +20,7 @@ from kitfs.digest import checksum
 from kitfs.layer.block_inflater import SPACING
 from kitfs.layer.checkpoints import PUBLISHED_SIZE_MAX, SpanMap, count_directory_values
 from kitfs.layer.errors import LayerCorrupt
+from kitfs.layer.finisher import shared_finisher
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
 from kitfs.layer.reader import LayerReader
 from kitfs.layer.span_decode import SpanBroken
@@ -293,6 +294,19 @@ def test_random_ranges_equal_the_files(zstd_layers, tar_of, shards):
                 assert shared_pool().decoded_count <= -(-(stop - start) // SPACING) + 1
         for place, entry in enumerate(found.toc):
             assert bytes(reader.open_member(place).read(0, entry.size)) == shards[entry.path.decode()]
+
+
+def test_a_member_that_was_read_becomes_a_file(zstd_layers, tar_of, shards):
+    """What was decoded of a zstd member of 2 MB is its file once nobody reads, and nothing else is one."""
+    found = zstd_layers.add(tar_of(shards), ZSTD)
+    with LayerReader(zstd_layers.store, found.digest) as reader:
+        member = reader.open_member(3)
+        assert bytes(member.read(0, member.size)) == shards["model/03"]
+        shared_pool().drop(reader._lazy)
+        assert shared_finisher().wait_idle(60)
+        assert member.state == "native"
+    paths = list(zstd_layers.store.layout.content("members").glob("*/*"))
+    assert [path.read_bytes() for path in paths] == [shards["model/03"]]
 
 
 def test_many_threads_read_right_bytes(zstd_layers, tar_of, shards):
