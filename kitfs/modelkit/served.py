@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kitfs.errors import KitfsError
 from kitfs.layer.policy import Materialise
@@ -31,8 +31,7 @@ class IsADirectory(KitfsError):
     """A directory was used as a file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat shows of one inode.
 
     Attributes:

@@ -14,6 +14,7 @@ from kitfs.modelkit.resolve import (
 )
 from kitfs.modelkit.storeview import build_directories
 from kitfs.modelkit.tree import Modes, NodeKind, NodeNotFound, TreeConflict, build_tree, shown_mode
+from kitfs.store.outline import Outline
 from kitfs.store.records import TocMember
 
 CONFIG = "application/vnd.kitops.modelkit.config.v1+json"
@@ -51,7 +52,7 @@ def entry(path: str, name: str, **more: object) -> dict:
 
 
 def tree_of(kits: list, tocs: dict[str, list[TocMember]], **options: bool):
-    by_digest = {digest(name): toc for name, toc in tocs.items()}
+    by_digest = {digest(name): Outline.of(toc) for name, toc in tocs.items()}
     return build_tree(ResolvedTree("myllm:1", tuple(kits)), by_digest.__getitem__, **options)
 
 
