@@ -56,6 +56,14 @@ class SpanWriter:
             at += SPAN_SIZE
         self._partial += data[at:]
 
+    def add_member(self, data: memoryview) -> None:
+        """Take the bytes of a whole member."""
+        if len(data) > SPAN_SIZE:
+            self.update(data)
+            self.end_member()
+        elif data:
+            self.checksums += checksum(data)
+
     def end_member(self) -> None:
         """The member is whole: its short last span counts."""
         if self._partial:
