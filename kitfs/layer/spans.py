@@ -7,7 +7,9 @@ writes them, the reader compares them before a byte leaves. Pure; not thread saf
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 
 from kitfs.digest import checksum
 from kitfs.store.records import KIND_FILE, TocMember
@@ -21,12 +23,10 @@ def span_count(size: int) -> int:
     return -(-size // SPAN_SIZE)
 
 
-def first_spans(toc: Sequence[TocMember]) -> list[int]:
+def first_spans(toc: Sequence[TocMember]) -> array[int]:
     """For each member, how many spans the files before it have; one number more at the end, the total."""
-    firsts = [0]
-    for member in toc:
-        firsts.append(firsts[-1] + (span_count(member.size) if member.kind == KIND_FILE else 0))
-    return firsts
+    counts = (span_count(member.size) if member.kind == KIND_FILE else 0 for member in toc)
+    return array("Q", accumulate(counts, initial=0))
 
 
 class SpanWriter:
