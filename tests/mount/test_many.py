@@ -23,6 +23,7 @@ pytestmark = pytest.mark.mount
 CAMPAIGN = os.environ.get("KITFS_CAMPAIGN", "") not in ("", "0")
 COUNTS = [20_000, 200_000, 1_000_000] if CAMPAIGN else [20_000]
 TEXT = random.Random(7).randbytes(3000).hex().encode()
+SPAN_SIZE = 512 << 10
 RSS_MAX_KIB = 190 << 10
 """Of a worker after everything was read: 64 MiB of it are decoded spans."""
 
@@ -122,7 +123,7 @@ def rss_kib(pid: int) -> int:
 @pytest.mark.parametrize("is_gzip", [False, True])
 @pytest.mark.parametrize("count", COUNTS)
 def test_every_file_is_listed_and_read(machine, mount_many, count, is_gzip):
-    """find lists each path once, ls -l of the flat folder each size, tar gives each file's bytes; memory is bounded."""
+    """find and ls list each path and size, tar reads each file's bytes from spans decoded once, memory is bounded."""
     folder = mount_many(count, is_gzip)
     small = rss_kib(worker_of(machine))
     found = subprocess.run(["find", folder, "-type", "f", "-printf", "%P %s\n"], capture_output=True, check=True)
@@ -143,6 +144,8 @@ def test_every_file_is_listed_and_read(machine, mount_many, count, is_gzip):
                     seen += 1
                 archive.members = []  # tarfile keeps them all
     assert packing.returncode == 0 and seen == count
+    size_decoded = sum(512 + len(data_of(number)) + -len(data_of(number)) % 512 for number in range(count))
+    assert machine.states()[0].spans_decoded <= is_gzip * (1.05 * size_decoded / SPAN_SIZE + 2)
     assert rss_kib(worker_of(machine)) < RSS_MAX_KIB
 
 
