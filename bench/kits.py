@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -208,9 +209,8 @@ matches of three bytes too."""
 
 def write_gzip_layout(layout: Path, folder: Path, reference: str, encoder: str = "igzip -2") -> Path:
     """Write an OCI layout with one ModelKit, whose model is a folder in a tar+gzip layer; returns the layer's blob."""
-    blobs = layout / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
     packed = layout / "layer"
+    layout.mkdir(parents=True)
     with (
         packed.open("wb") as stream,
         subprocess.Popen(
@@ -218,8 +218,44 @@ def write_gzip_layout(layout: Path, folder: Path, reference: str, encoder: str =
         ) as tar,
     ):
         subprocess.run(ENCODERS[encoder], stdin=tar.stdout, stdout=stream, check=True)
-    kitfile = {"manifestVersion": "1.0.0", "package": {"name": folder.name}, "model": {"path": folder.name}}
-    digest = hashlib.file_digest(packed.open("rb"), "sha256").hexdigest()
+    return _write_layout(layout, packed, folder.name, reference)
+
+
+def write_many_layout(layout: Path, count: int, reference: str) -> Path:
+    """Write an OCI layout with one ModelKit, a tar+gzip layer of small files (1.6 KB); returns the layer's blob.
+
+    Nine of ten files lie in folders of 1000, the others in one.
+    """
+    source = random.Random(9)
+    words = [f"{source.randrange(1 << 30):x}" for _ in range(5000)]
+    text = " ".join(source.choice(words) for _ in range(20_000)).encode()
+    packed = layout / "layer"
+    layout.mkdir(parents=True)
+    with (
+        packed.open("wb") as stream,
+        subprocess.Popen([sys.executable, "-m", "isal.igzip", "-2"], stdin=subprocess.PIPE, stdout=stream) as packing,
+    ):
+        assert packing.stdin is not None
+        for number in range(count):
+            is_flat = number >= count * 9 // 10
+            folder = "flat" if is_flat else f"{number // 1000:04}"
+            member = tarfile.TarInfo(f"data/{folder}/sample-{number:07}.txt")
+            at = source.randrange(len(text) - 3000)
+            data = b"%d\n" % number + text[at : at + source.randrange(200, 3000)]
+            member.size = len(data)
+            packing.stdin.write(member.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512))
+        packing.stdin.write(bytes(1024))
+        packing.stdin.close()
+    return _write_layout(layout, packed, "data", reference)
+
+
+def _write_layout(layout: Path, packed: Path, path: str, reference: str) -> Path:
+    """Write what an OCI layout has beside a model's tar+gzip layer, and put that in its place."""
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    kitfile = {"manifestVersion": "1.0.0", "package": {"name": path}, "model": {"path": path}}
+    with packed.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     layer = packed.rename(blobs / digest)
 
     def put(data: object, media_type: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ Only values: nothing here reads or writes anything.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kitfs.errors import MalformedError
 
@@ -21,8 +21,7 @@ class MemberKind(enum.IntEnum):
     DIRECTORY = 1
 
 
-@dataclass(frozen=True, slots=True)
-class TarMember:
+class TarMember(NamedTuple):
     """One file or directory of an archive.
 
     Attributes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kitfs.archive.tar_member import MemberKind, TarMalformed
 
 _IMPLIED = 2
+_NO_NAMES = (b"", b".", b"..")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,13 @@ class TocLimits:
 class PathSet:
     """The paths seen so far in one archive."""
 
-    __slots__ = ("_kinds", "_limits", "_total_size")
+    __slots__ = ("_directory", "_kinds", "_limits", "_total_size")
 
     def __init__(self, limits: TocLimits) -> None:
         self._limits = limits
         self._kinds: dict[bytes, int] = {}
         self._total_size = 0
+        self._directory = b""  # of the member before, clean; a loop over many files skips what is known of it
 
     def add(self, name: bytes, kind: MemberKind, offset: int) -> bytes:
         """Clean a member's name and take it in.
@@ -57,14 +59,19 @@ class PathSet:
             TarMalformed: when the path leaves the root, is empty or too long, occurred before, or a file is
                 used as a directory; when there are too many.
         """
+        kinds = self._kinds
+        head, _, last = name.rpartition(b"/")
+        if head and head == self._directory and self._is_plain(name, last) and name not in kinds:
+            self._put(name, kind, name, offset)
+            return name
         path = self._clean(name, kind, offset)
         if not path:
             return path
-        kinds = self._kinds
         known = kinds.get(path)
         if known is None:
             self._add_parents(path, name, offset)
             self._put(path, kind, name, offset)
+            self._directory = path.rpartition(b"/")[0]
         elif known == _IMPLIED and kind is MemberKind.DIRECTORY:
             kinds[path] = kind
         elif known == _IMPLIED:
@@ -72,6 +79,11 @@ class PathSet:
         else:
             raise TarMalformed(offset, "path occurs twice", name)
         return path
+
+    def _is_plain(self, name: bytes, last: bytes) -> bool:
+        """Whether a name in the directory of the one before is clean as it is."""
+        limits = self._limits
+        return len(name) <= limits.path_size and len(last) <= limits.component_size and last not in _NO_NAMES
 
     def _clean(self, name: bytes, kind: MemberKind, offset: int) -> bytes:
         if name.startswith(b"/"):

@@ -97,7 +97,7 @@ class TocReader:
                     used = min(self._skip_size, len(view) - at)
                     self._skip_size -= used
                 else:
-                    used = self._collect(view[at:], pieces)
+                    used = self._collect(view[at : at + self._buffer_size], pieces)
                 at += used
                 self.offset += used
         except TarMalformed as error:
@@ -140,11 +140,14 @@ class TocReader:
     def _collect(self, view: memoryview, pieces: list[Piece]) -> int:
         """Complete the block or body that is being collected, and act on it when it is whole."""
         used = min(self._buffer_size - len(self._buffer), len(view))
-        self._buffer += view[:used]
-        if len(self._buffer) < self._buffer_size:
-            return used
-        whole = bytes(self._buffer)
-        self._buffer.clear()
+        if used == self._buffer_size:
+            whole = bytes(view[:used])
+        else:
+            self._buffer += view[:used]
+            if len(self._buffer) < self._buffer_size:
+                return used
+            whole = bytes(self._buffer)
+            self._buffer.clear()
         start = self.offset + used - len(whole)
         if self._extension is not None:
             self._take_extension(self._extension, whole, start)

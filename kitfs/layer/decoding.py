@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 from kitfs.digest import Digest, DigestMismatch
 from kitfs.layer.decode import DecodeLimits
@@ -43,7 +44,7 @@ class Decoding:
         ended_s: When it ended, on the monotonic clock.
     """
 
-    def __init__(self, store: Store, layer: Digest, record: LayerRecord, toc: list[TocMember]) -> None:
+    def __init__(self, store: Store, layer: Digest, record: LayerRecord, toc: Sequence[TocMember]) -> None:
         self._store = store
         self._layer = layer
         self._record = record

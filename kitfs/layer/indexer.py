@@ -14,6 +14,7 @@ threads end with it. One thread may use an indexer; a piece may be changed by it
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -273,7 +274,11 @@ class _HashStage:
     def _take_piece(self, piece: Piece) -> None:
         member = piece.member
         digest = None
-        if member.kind is MemberKind.FILE:
+        if member.kind is MemberKind.FILE and piece.starts and piece.ends:
+            digest = hashlib.sha256(piece.data).digest()
+            if self._is_plain:
+                self.spans.add_member(piece.data)
+        elif member.kind is MemberKind.FILE:
             if piece.starts:
                 self._member = Digester()
             self._member.update(piece.data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from kitfs.digest import CHECKSUM_SIZE, Digest, checksum
 from kitfs.layer.checkpoints import CheckpointsBroken, SpanMap, count_directory_values
@@ -43,7 +44,7 @@ class LazyLayer:
         spans: Where they are.
     """
 
-    def __init__(self, store: Store, layer: Digest, record: LayerRecord, toc: list[TocMember]) -> None:
+    def __init__(self, store: Store, layer: Digest, record: LayerRecord, toc: Sequence[TocMember]) -> None:
         """Read the layer's directory of checkpoints.
 
         Raises:

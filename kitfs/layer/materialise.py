@@ -12,6 +12,7 @@ import atexit
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 from kitfs.digest import Digest
 from kitfs.layer.decoding import Decoding
@@ -30,7 +31,7 @@ _running: dict[tuple[str, Digest], Decoding] = {}
 class Materialiser:
     """Makes member files of one layer. Methods may be called from any thread."""
 
-    def __init__(self, store: Store, layer: Digest, record: LayerRecord, toc: list[TocMember]) -> None:
+    def __init__(self, store: Store, layer: Digest, record: LayerRecord, toc: Sequence[TocMember]) -> None:
         self._store = store
         self._layer = layer
         self._record = record

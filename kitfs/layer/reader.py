@@ -134,7 +134,7 @@ class LayerReader:
             raise LayerNotIndexed(layer)
         self.layer = layer
         self.record = record
-        self.toc = store.get_toc(layer)
+        self.toc = store.open_toc(layer)
         self.materialise = materialise
         self._store = store
         self._materialiser: Materialiser | None = None

@@ -7,7 +7,9 @@ writes them, the reader compares them before a byte leaves. Pure; not thread saf
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 
 from kitfs.digest import checksum
 from kitfs.store.records import KIND_FILE, TocMember
@@ -21,12 +23,10 @@ def span_count(size: int) -> int:
     return -(-size // SPAN_SIZE)
 
 
-def first_spans(toc: Sequence[TocMember]) -> list[int]:
+def first_spans(toc: Sequence[TocMember]) -> array[int]:
     """For each member, how many spans the files before it have; one number more at the end, the total."""
-    firsts = [0]
-    for member in toc:
-        firsts.append(firsts[-1] + (span_count(member.size) if member.kind == KIND_FILE else 0))
-    return firsts
+    counts = (span_count(member.size) if member.kind == KIND_FILE else 0 for member in toc)
+    return array("Q", accumulate(counts, initial=0))
 
 
 class SpanWriter:
@@ -55,6 +55,14 @@ class SpanWriter:
             self.checksums += checksum(data[at : at + SPAN_SIZE])
             at += SPAN_SIZE
         self._partial += data[at:]
+
+    def add_member(self, data: memoryview) -> None:
+        """Take the bytes of a whole member."""
+        if len(data) > SPAN_SIZE:
+            self.update(data)
+            self.end_member()
+        elif data:
+            self.checksums += checksum(data)
 
     def end_member(self) -> None:
         """The member is whole: its short last span counts."""

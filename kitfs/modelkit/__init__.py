@@ -3,7 +3,7 @@
 Synchronous, knows no FUSE and no sockets; used by the command line, by workers and by the Python API alike.
 """
 
-TREE_VERSION = 1
+TREE_VERSION = 2
 """The rules that make a tree of a ModelKit; another one when the same input would show more or number differently."""
 
 NODES_MAX = 1 << 22

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kitfs.errors import KitfsError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 MEASURED_MAX = 4096
 """Files looked at to tell how much of a ModelKit is native: 40 ms, and more than all the bytes that matter."""
 
+LOOKED_AT_MAX = 65_536
+"""Nodes among which they are looked for, once: 0.2 s."""
+
 FOR_EVER_S = 10 * 365 * 86400.0
 """Validity of what can not change, in seconds: ten years."""
 
@@ -35,8 +39,7 @@ class IsADirectory(KitfsError):
     """A directory was used as a file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat shows of one inode.
 
     Attributes:
@@ -157,6 +160,7 @@ class ServedKit:
         self._materialise = materialise
         self._readers: dict[Digest, LayerReader] = {}
         self._owner = owner
+        self._measured: list[tuple[int, int]] | None = None  # sizes and inodes
         self.tree = tree
         self.first = first
         self.root = root
@@ -262,7 +266,7 @@ class ServedKit:
         return "native"
 
     def measure_native(self) -> NativeShare:
-        """How much is plain files in the store, of the ``MEASURED_MAX`` largest files; may block.
+        """How much is plain files in the store, of the ``MEASURED_MAX`` largest of the first files; may block.
 
         Raises:
             LayerNotIndexed: when a layer is gone from the store.
@@ -270,11 +274,14 @@ class ServedKit:
         """
         native = size = 0
         is_begun = False
-        members = (node for node in self.tree.nodes if isinstance(node.content, MemberContent))
-        for node in heapq.nlargest(MEASURED_MAX, members, key=lambda node: node.size):
-            state = self.state(self.inode(node))
-            size += node.size
-            native += node.size if state == "native" else 0
+        if self._measured is None:
+            nodes = (node for _, node in islice(self.tree.iter_paths(), LOOKED_AT_MAX))
+            sizes = ((node.size, self.inode(node)) for node in nodes if isinstance(node.content, MemberContent))
+            self._measured = heapq.nlargest(MEASURED_MAX, sizes)
+        for member_size, inode in self._measured:
+            state = self.state(inode)
+            size += member_size
+            native += member_size if state == "native" else 0
             is_begun = is_begun or state != "lazy"
         return NativeShare(native, size, is_begun)
 

@@ -289,7 +289,7 @@ class StoreView:
         if named is None:
             named = self._resolve(key)
         digests = [Digest.parse(text) for text in named.manifests or ()]
-        tree = build_tree(reopen(self._store, _shown_reference(key), digests), self._store.get_toc,
+        tree = build_tree(reopen(self._store, _shown_reference(key), digests), self._store.open_outline,
                           meta=self._session.record.options.meta)  # fmt: skip
         kit = ServedKit(self._store, tree, self._owner, first=named.first, root=self._number(key),
                         materialise=self._materialise)  # fmt: skip
@@ -302,7 +302,7 @@ class StoreView:
         resolved = resolve(self._store, reference)
         for digest in resolved.digests:
             self._session.hold(digest)
-        count = len(build_tree(resolved, self._store.get_toc, meta=self._session.record.options.meta))
+        count = build_tree(resolved, self._store.open_outline, meta=self._session.record.options.meta).stop
         manifests = [str(digest) for digest in resolved.digests]
         self._assign(
             lambda first: Name(first, count, tag=key, manifests=manifests),

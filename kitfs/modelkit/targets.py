@@ -64,7 +64,7 @@ def of_session(store: Store, record: SessionRecord, paths: Sequence[bytes]) -> l
 
 
 def _target(store: Store, resolved: ResolvedTree, paths: Sequence[bytes]) -> Target:
-    return Target(resolved.reference, resolved.digests, build_tree(resolved, store.get_toc), list(paths))
+    return Target(resolved.reference, resolved.digests, build_tree(resolved, store.open_outline), list(paths))
 
 
 def _of_store(store: Store, paths: Sequence[bytes]) -> list[Target]:

@@ -182,7 +182,7 @@ def open_view(store: Store, session: HeldSession) -> View:
 
         return StoreView(store, session)
     resolved = reopen(store, record.reference, [Digest.parse(text) for text in record.manifests])
-    tree = build_tree(resolved, store.get_toc, meta=record.options.meta)
+    tree = build_tree(resolved, store.open_outline, meta=record.options.meta)
     materialise = policy_of(record)
     return KitView(
         ServedKit(store, tree, owner_of(record), first=record.inode_first, root=ROOT, materialise=materialise)

@@ -162,6 +162,7 @@ def put_layer(
     toc: Sequence[TocMember],
     span_checksums: bytes,
     checkpoints: Sequence[bytes] = (),
+    outline: Sequence[bytes] = (),
 ) -> None:
     """Record a layer with its table of contents and how it is read, in place of what was recorded.
 
@@ -174,6 +175,7 @@ def put_layer(
         member_count=len(toc),
         span_checksums_size=len(span_checksums),
         checkpoint_values=len(checkpoints),
+        outline_values=len(outline),
     )
     txn.put(schema.LAYERS, digest.raw, record)
     batches = -(-len(toc) // schema.TOC_BATCH)
@@ -187,12 +189,14 @@ def put_layer(
     values = [span_checksums[start : start + schema.CHECKPOINT_BATCH_SIZE] for start in starts]
     for sequence, value in enumerate((*values, *checkpoints)):
         txn.put(schema.CHECKPOINTS, schema.encode_sequence_key(digest, sequence), value)
+    for sequence, value in enumerate(outline):
+        txn.put(schema.OUTLINES, schema.encode_sequence_key(digest, sequence), value)
 
 
 def delete_layer(txn: Txn, digest: Digest) -> None:
     """Forget a layer, its table of contents, checksums and checkpoints; its blob is another matter."""
     txn.delete(schema.LAYERS, digest.raw)
-    for table in (schema.TOCS, schema.CHECKPOINTS):
+    for table in (schema.TOCS, schema.CHECKPOINTS, schema.OUTLINES):
         for key in [key for key, _ in txn.iter_raw(table, digest.raw + b"\0")]:
             txn.delete(table, key)
 
@@ -216,6 +220,32 @@ def get_toc(txn: Txn, digest: Digest) -> list[TocMember]:
         reason = f"{len(members)} members of {layer.member_count} are there"
         raise RecordCorrupt(schema.TOCS, digest.raw, reason)
     return members
+
+
+def get_toc_batch(txn: Txn, digest: Digest, sequence: int) -> list[TocMember]:
+    """One of the batches of a layer's table of contents.
+
+    Raises:
+        RecordCorrupt: when it does not verify or is not there.
+    """
+    key = schema.encode_sequence_key(digest, sequence)
+    batch = txn.find(schema.TOCS, key, list[TocMember])
+    if batch is None:
+        raise RecordCorrupt(schema.TOCS, key, f"batch {sequence} is not there")
+    return batch
+
+
+def get_outline_value(txn: Txn, digest: Digest, number: int) -> bytes:
+    """One of the values of a layer's outline.
+
+    Raises:
+        RecordCorrupt: when it does not verify or is not there.
+    """
+    key = schema.encode_sequence_key(digest, number)
+    value = txn.find(schema.OUTLINES, key, bytes)
+    if value is None:
+        raise RecordCorrupt(schema.OUTLINES, key, f"value {number} is not there")
+    return value
 
 
 def get_span_checksums(txn: Txn, digest: Digest) -> bytes:
@@ -267,6 +297,8 @@ def check_layer(txn: Txn, digest: Digest) -> None:
     layer = find_layer(txn, digest)
     for number in range(layer.checkpoint_values if layer else 0):
         get_checkpoint_value(txn, digest, number)
+    for number in range(layer.outline_values if layer else 0):
+        get_outline_value(txn, digest, number)
 
 
 def _batches(layer: LayerRecord) -> int:

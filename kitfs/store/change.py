@@ -33,6 +33,7 @@ from kitfs.store.errors import (
 )
 from kitfs.store.index import Index, Txn
 from kitfs.store.lease import Lease, Placement
+from kitfs.store.outline import MEMBERS_MIN, encode_outline
 from kitfs.store.records import (
     BlobForm,
     BlobRecord,
@@ -63,6 +64,7 @@ class _Layer:
     toc: Sequence[TocMember]
     span_checksums: bytes
     checkpoints: Sequence[bytes]
+    outline: Sequence[bytes]
 
 
 @dataclass(slots=True)
@@ -130,7 +132,8 @@ class Change:
             checkpoints: Values of about 256 KiB at most that say where a compressed layer can be entered; the store
                 does not look into them.
         """
-        self._pending.layers[digest] = _Layer(record, toc, span_checksums, checkpoints)
+        outline = encode_outline(toc) if len(toc) > MEMBERS_MIN else ()
+        self._pending.layers[digest] = _Layer(record, toc, span_checksums, checkpoints, outline)
 
     def add_manifest(self, digest: Digest, record: ManifestRecord) -> None:
         """Record that a blob is a manifest; config and layers are added too, or recorded already."""
@@ -326,7 +329,7 @@ def _put_layers(txn: Txn, pending: _Pending) -> None:
     for digest, layer in pending.layers.items():
         if not txn.contains(schema.BLOBS, digest.raw):
             raise BlobNotFound(digest)
-        catalog.put_layer(txn, digest, layer.record, layer.toc, layer.span_checksums, layer.checkpoints)
+        catalog.put_layer(txn, digest, layer.record, layer.toc, layer.span_checksums, layer.checkpoints, layer.outline)
 
 
 def _put_manifests(txn: Txn, pending: _Pending) -> None:

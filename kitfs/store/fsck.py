@@ -51,6 +51,7 @@ _KINDS: dict[str, Any] = {
     schema.LAYERS: LayerRecord,
     schema.TOCS: list[TocMember],
     schema.CHECKPOINTS: bytes,
+    schema.OUTLINES: bytes,
     schema.MEMBERS: MemberRecord,
     schema.INODE_BASES: InodeRange,
 }

@@ -15,13 +15,16 @@ from kitfs.store.errors import (
     BlobCorrupt,
     BlobNotFound,
     BlobTooLarge,
+    LayerNotIndexed,
     ManifestNotFound,
     TagNotFound,
 )
 from kitfs.store.index import Index
 from kitfs.store.layout import Layout
+from kitfs.store.outline import Outline
 from kitfs.store.records import BlobRecord, LayerRecord, ManifestRecord, MemberRecord, TagRecord, TocMember
 from kitfs.store.stamp import find_status, matches
+from kitfs.store.toc import Toc
 
 READ_SIZE_MAX = 4 << 20
 
@@ -156,6 +159,40 @@ class StoreReads:
         """
         with self.index.read() as txn:
             return catalog.get_toc(txn, digest)
+
+    def open_toc(self, digest: Digest) -> Toc:
+        """A layer's members, in tar order, read as they are looked at.
+
+        Raises:
+            LayerNotIndexed: when the layer has no record.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell; so when a member is looked at.
+        """
+
+        def load(sequence: int) -> list[TocMember]:
+            with self.index.read() as txn:
+                return catalog.get_toc_batch(txn, digest, sequence)
+
+        return Toc(self._get_layer(digest).member_count, load)
+
+    def open_outline(self, digest: Digest) -> Outline:
+        """A layer's directories, read as they are looked at.
+
+        Raises:
+            LayerNotIndexed: when the layer has no record.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell; so when an entry is looked at.
+        """
+
+        def load(number: int) -> bytes:
+            with self.index.read() as txn:
+                return catalog.get_outline_value(txn, digest, number)
+
+        return Outline(load) if self._get_layer(digest).outline_values else Outline.of(self.get_toc(digest))
+
+    def _get_layer(self, digest: Digest) -> LayerRecord:
+        record = self.find_layer(digest)
+        if record is None:
+            raise LayerNotIndexed(digest)
+        return record
 
     def span_checksums(self, digest: Digest) -> bytes:
         """The span checksums of a layer's files, 16 bytes each, in TOC order.

@@ -106,6 +106,7 @@ class LayerRecord(msgspec.Struct, frozen=True, array_like=True):
         state: ``indexed``.
         span_checksums_size: Bytes of its span checksums; filled in by the change that records it.
         checkpoint_values: Values of its checkpoints, 0 when it has none; filled in likewise.
+        outline_values: Values of its outline, 0 when it is made from the TOC; filled in likewise.
     """
 
     diff_id: Digest
@@ -117,6 +118,7 @@ class LayerRecord(msgspec.Struct, frozen=True, array_like=True):
     state: str = "indexed"
     span_checksums_size: int = 0
     checkpoint_values: int = 0
+    outline_values: int = 0
 
 
 class TocMember(msgspec.Struct, frozen=True, array_like=True, gc=False):

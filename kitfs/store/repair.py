@@ -40,7 +40,7 @@ _INDEX_DAMAGE = frozenset(
 _DROPPED = _BLOB_DAMAGE | {"missing-blob", "incomplete-layer"}
 """Damage that a repair ends by forgetting what was damaged, which only another import brings back."""
 
-_LAYER_TABLES = frozenset({schema.LAYERS, schema.TOCS, schema.CHECKPOINTS})
+_LAYER_TABLES = frozenset({schema.LAYERS, schema.TOCS, schema.CHECKPOINTS, schema.OUTLINES})
 _DROPPED_RECORDS = tuple(f"{table}[" for table in sorted(_LAYER_TABLES))
 
 

@@ -14,6 +14,8 @@ decodes keys, opens nothing. ::
     │                                                                        layer's span checksums, 16 bytes each;
     │                                                                        then the values of its checkpoints, as
     │                                                                        ``kitfs/layer/checkpoints.py`` has them
+    ├── d outlines      <digest 32> 00 <sequence u32be>   → bytes            the layer's directories, as ``outline.py``
+    │                                                                        has them; for layers of many members
     ├── f members       <digest 32>                       → MemberRecord     a file under members/ that is whole
     ├── i inode_bases   <text key of a tree's key>        → InodeRange       repeats its key; never deleted
     └── c counts        "tags"                            → CountRecord      number and XOR of element checksums
@@ -42,7 +44,8 @@ Invariants, each checked by a function of ``fsck.py``:
 * ``manifests`` ⊆ ``blobs``; a manifest's config and every layer are in ``blobs``;
 * a tag's manifest is in ``manifests``;
 * ``layers`` ⊆ ``blobs``; sequences of ``tocs`` start at 0 without a gap and add up to ``member_count``, those of
-  ``checkpoints`` to ``span_checksums_size`` and then ``checkpoint_values`` more;
+  ``checkpoints`` to ``span_checksums_size`` and then ``checkpoint_values`` more, those of ``outlines`` to
+  ``outline_values``;
 * ``counts["tags"]``, the table and the replay of ``tags.log`` name the same (tag, manifest) pairs, and
   ``counts["manifests"]`` the keys of ``manifests``: a flipped bit can make a key vanish without an error, so GC
   sweeps nothing unless they do;
@@ -68,6 +71,7 @@ TAGS = "tags"
 LAYERS = "layers"
 TOCS = "tocs"
 CHECKPOINTS = "checkpoints"
+OUTLINES = "outlines"
 MEMBERS = "members"
 INODE_BASES = "inode_bases"
 COUNTS = "counts"
@@ -79,6 +83,7 @@ PREFIXES = {
     LAYERS: b"l",
     TOCS: b"o",
     CHECKPOINTS: b"s",
+    OUTLINES: b"d",
     MEMBERS: b"f",
     INODE_BASES: b"i",
     COUNTS: b"c",

@@ -27,6 +27,7 @@ from kitfs.store.errors import (
     SizeMismatch,
     TagNotFound,
 )
+from kitfs.store.outline import Outline
 from kitfs.store.records import BlobRecord, LayerRecord, ManifestRecord, MemberRecord, Stamp, TagRecord, TocMember
 
 
@@ -264,6 +265,12 @@ class MemoryStore:
         if digest not in self.layers:
             raise LayerNotIndexed(digest)
         return self.layers[digest][1]
+
+    def open_toc(self, digest: Digest) -> Sequence[TocMember]:
+        return self.get_toc(digest)
+
+    def open_outline(self, digest: Digest) -> Outline:
+        return Outline.of(self.get_toc(digest))
 
     def span_checksums(self, digest: Digest) -> bytes:
         if digest not in self.layers:

@@ -69,6 +69,8 @@ def test_absent_things_raise_or_are_none(subject):
         (lambda: store.read_blob(ABSENT), BlobNotFound),
         (lambda: store.get_manifest(ABSENT), ManifestNotFound),
         (lambda: store.get_toc(ABSENT), LayerNotIndexed),
+        (lambda: store.open_toc(ABSENT), LayerNotIndexed),
+        (lambda: store.open_outline(ABSENT), LayerNotIndexed),
         (lambda: store.span_checksums(ABSENT), LayerNotIndexed),
         (lambda: store.open_member(ABSENT), MemberNotFound),
         (lambda: store.get_tag(REPOSITORY, "1"), TagNotFound),
@@ -207,6 +209,13 @@ def test_large_table_of_contents_keeps_its_order(subject):
         change.add_layer(digest, LayerRecord(digest, "tar", "none", 0, 5, 5), toc, checksums, checkpoints)
         change.commit()
     assert store.get_toc(digest) == toc
+    opened = store.open_toc(digest)
+    assert len(opened) == 5000 and list(opened) == toc
+    assert [opened[place] for place in (0, 4999, 1024, 1023, -1)] == [toc[place] for place in (0, 4999, 1024, 1023, -1)]
+    with pytest.raises(IndexError):
+        opened[5000]
+    outline = store.open_outline(digest)
+    assert (outline.count, outline.find(0, b"04999").member, outline.find(0, b"5000")) == (5001, 4999, None)
     assert store.span_checksums(digest) == checksums
     assert [store.get_checkpoint_value(digest, number) for number in range(3)] == checkpoints
     assert store.find_layer(digest).checkpoint_values == 3
@@ -224,7 +233,8 @@ def test_layer_recorded_again_replaces_the_old_table(subject):
             toc = [TocMember(b"%d" % number, 0, 0o644, 1, 0, None) for number in range(count)]
             change.add_layer(digest, LayerRecord(digest, "tar", "none", 0, 5, 5), toc, bytes(16 * count))
             change.commit()
-    assert len(store.get_toc(digest)) == 2
+    assert len(store.get_toc(digest)) == len(store.open_toc(digest)) == 2
+    assert store.open_outline(digest).count == 3
     assert len(store.span_checksums(digest)) == 32
 
 

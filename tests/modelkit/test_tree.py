@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kitfs.digest import Digest
 from kitfs.modelkit.resolve import (
@@ -14,6 +16,7 @@ from kitfs.modelkit.resolve import (
 )
 from kitfs.modelkit.storeview import build_directories
 from kitfs.modelkit.tree import Modes, NodeKind, NodeNotFound, TreeConflict, build_tree, shown_mode
+from kitfs.store.outline import Outline
 from kitfs.store.records import TocMember
 
 CONFIG = "application/vnd.kitops.modelkit.config.v1+json"
@@ -51,7 +54,7 @@ def entry(path: str, name: str, **more: object) -> dict:
 
 
 def tree_of(kits: list, tocs: dict[str, list[TocMember]], **options: bool):
-    by_digest = {digest(name): toc for name, toc in tocs.items()}
+    by_digest = {digest(name): Outline.of(toc) for name, toc in tocs.items()}
     return build_tree(ResolvedTree("myllm:1", tuple(kits)), by_digest.__getitem__, **options)
 
 
@@ -235,6 +238,79 @@ def test_iteration_goes_on_after_a_cookie():
     assert [node.number for node in tree.iter_children(number, whole[3])] == whole[4:]
     with pytest.raises(NodeNotFound):
         tree.get_child(number, b"10")
+
+
+SMALL_PATHS = st.lists(st.sampled_from("ab"), min_size=1, max_size=3).map("/".join)
+
+
+@st.composite
+def small_tocs(draw) -> list[TocMember]:
+    """Members of a layer that fit together."""
+    kinds: dict[str, int] = {}
+    toc = []
+    for path in draw(st.lists(SMALL_PATHS, max_size=6, unique=True)):
+        kind = draw(st.sampled_from([0, 1]))
+        above = [path[:at] for at, char in enumerate(path) if char == "/"]
+        if path in kinds or any(kinds.get(folder) == 0 for folder in above):
+            continue
+        kinds.update(dict.fromkeys(above, 1) | {path: kind})
+        toc.append(directory(path, 0o700) if kind else file(path, len(path)))
+    return toc
+
+
+def add_one_by_one(tocs: list[list[TocMember]]) -> dict[bytes, tuple[NodeKind, int]] | None:
+    """Kinds and sizes of a tree's paths, found without outlines; None where two layers can not be shown together."""
+    known: dict[bytes, tuple[NodeKind, int]] = {b"Kitfile": (NodeKind.FILE, 0)}
+    for toc in tocs:
+        for member in toc:
+            above = [member.path[:at] for at, char in enumerate(member.path) if char == ord("/")]
+            for folder in above:
+                if known.setdefault(folder, (NodeKind.DIRECTORY, 0))[0] is NodeKind.FILE:
+                    return None
+            kind = NodeKind.DIRECTORY if member.kind else NodeKind.FILE
+            if member.path in known and (kind, known[member.path][0]) != (NodeKind.DIRECTORY,) * 2:
+                return None
+            known.setdefault(member.path, (kind, member.size))
+    return known
+
+
+@given(st.lists(small_tocs(), min_size=1, max_size=4))
+def test_a_tree_is_what_adding_one_path_after_another_gives(tocs):
+    """Directories of several layers are one, a path that is a file anywhere is refused; numbers lead back."""
+    names = [str(number) for number in range(len(tocs))]
+    kit = kit_of({"code": [entry(f"code{name}", name) for name in names]}, [("code", name) for name in names])
+    expected = add_one_by_one(tocs)
+    by_name = dict(zip(names, tocs, strict=True))
+    if expected is None:
+        with pytest.raises(TreeConflict):
+            tree_of([kit], by_name)
+        return
+    tree = tree_of([kit], by_name, meta=False)
+    found = dict(tree.iter_paths())
+    sizes = {path: (node.kind, node.size if path != b"Kitfile" else 0) for path, node in found.items()}
+    assert sizes == expected
+    assert len(tree) == len(found) + 1
+    assert tree.size == sum(node.size for node in found.values())
+    for path, node in found.items():
+        assert tree.get_path(path) == tree.get_node(node.number) == node
+        assert tree.get_child(node.parent, node.name) == node
+    for number in [0, *(node.number for node in found.values() if node.kind is NodeKind.DIRECTORY)]:
+        listed = [child.number for child in tree.iter_children(number)]
+        assert listed == sorted(node.number for node in found.values() if node.parent == number)
+        for place, after in enumerate(listed):
+            assert [child.number for child in tree.iter_children(number, after)] == listed[place + 1 :]
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 100), (100, 1), (100, 100)])
+def test_a_name_in_two_large_layers_is_refused(first, second):
+    """However many names the two have in the directory they share."""
+    kit = kit_of({"code": [entry("a", "1"), entry("b", "2")]}, [("code", "1"), ("code", "2")])
+    one = [file(f"d/{number}") for number in range(first)]
+    two = [file(f"d/x{number}") for number in range(second)]
+    assert len(tree_of([kit], {"1": one, "2": two}, meta=False)) == first + second + 3
+    with pytest.raises(TreeConflict) as caught:
+        tree_of([kit], {"1": one, "2": [*two, file("d/0")]})
+    assert caught.value.path == b"d/0"
 
 
 @pytest.mark.parametrize("path", ["/abs", "..", "../x", "a/../../x", "a\0b"])

@@ -9,7 +9,8 @@ from kitfs.store import catalog, schema
 from kitfs.store.findings import Weight
 from kitfs.store.fsck import check
 from kitfs.store.gc import gc
-from kitfs.store.records import CountRecord, InodeRange
+from kitfs.store.outline import MEMBERS_MIN
+from kitfs.store.records import CountRecord, InodeRange, LayerRecord, TocMember
 from kitfs.store.repair import repair
 from kitfs.store.store import Store
 
@@ -92,6 +93,11 @@ def full(damaged, build_damaged):
     """A store with every kind of record."""
     build_damaged.kit()
     build_damaged.member(b"member")
+    toc = [TocMember(b"%d" % number, 0, 0o644, 0, 0, Digest.of(b"").raw) for number in range(MEMBERS_MIN + 1)]
+    with damaged.lease("outline") as lease:
+        change = damaged.change(lease)
+        change.add_layer(LAYER, LayerRecord(LAYER, "tar", "none", len(toc), 5, 0), toc, b"c" * 16)
+        change.commit()
     damaged.inode_base(b"tree", 3)
     assert check(damaged, read_data=True).exit_code == 0
     return damaged
