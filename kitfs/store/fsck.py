@@ -97,21 +97,26 @@ def open_view(layout: Layout, txn: Txn) -> View:
         schema.LAYERS: view.layers,
         schema.MEMBERS: view.members,
     }
+    view.corrupt += iter_corrupt_records(txn, targets)
+    return view
+
+
+def iter_corrupt_records(txn: Txn, targets: dict[str, dict[Digest, Any]] | None = None) -> Iterator[RecordCorrupt]:
+    """Read all records; yields what does not verify, and puts the others into the dictionary of their table."""
     for table, kind in _KINDS.items():
-        target = targets.get(table)
+        target = (targets or {}).get(table)
         for key, value in txn.iter_raw(table):
             try:
                 record = parse_value(table, key, value, kind)
                 if target is not None:
                     target[Digest.from_raw(key)] = record
             except RecordCorrupt as error:
-                view.corrupt.append(error)
+                yield error
     for key, value in txn.iter_raw(schema.COUNTS):
         try:
             parse_value(schema.COUNTS, key, value, _COUNT_KINDS[key])
         except (RecordCorrupt, KeyError) as error:
-            view.corrupt.append(error if isinstance(error, RecordCorrupt) else RecordCorrupt("counts", key, "unknown"))
-    return view
+            yield error if isinstance(error, RecordCorrupt) else RecordCorrupt("counts", key, "unknown")
 
 
 def find_corrupt_records(view: View) -> Iterator[Finding]:
@@ -190,6 +195,19 @@ def find_tags_without_manifest(view: View) -> Iterator[Finding]:
         return  # named by find_corrupt_records
 
 
+def find_lost_tags(view: View) -> Iterator[Finding]:
+    """Tags of ``tags.log`` that the table can not have, because their manifest's blob is gone."""
+    try:
+        logged = tags_log.replay(view.layout.tags_log, tags.log_position(view.txn))
+        known = {(repository, tag) for repository, tag, _ in tags.iter_tags(view.txn)}
+    except (RecordCorrupt, TagsLogCorrupt):
+        return  # named by find_corrupt_records and find_disagreeing_counts
+    for (repository, tag), text in logged.items():
+        if (repository, tag) not in known and _weight(view, Digest.parse(text)) is Weight.LOST:
+            detail = f"tags.log says that it is {text}, whose blob is not there; importing it again heals that"
+            yield Finding("lost-tag", f"{repository}:{tag}", detail, Weight.LOST)
+
+
 def find_incomplete_manifests(view: View) -> Iterator[Finding]:
     """Manifests whose own blob, config or layer is not recorded."""
     for digest, record in view.manifests.items():
@@ -225,7 +243,7 @@ def find_unindexed_layers(view: View) -> Iterator[Finding]:
     for layer in dict.fromkeys(layer for record in view.manifests.values() for layer in record.layers):
         blob = view.blobs.get(layer)
         if blob is not None and layer not in view.layers and any(map(parse_layer_type, blob.media_types)):
-            detail = "it has no table of contents; importing its ModelKit again makes it"
+            detail = "it has no table of contents; --rebuild-index makes it, and so does importing its ModelKit again"
             yield Finding("unindexed-layer", str(layer), detail, Weight.LOST)
 
 
@@ -309,6 +327,7 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     find_missing_blobs,
     find_wrong_sizes,
     find_tags_without_manifest,
+    find_lost_tags,
     find_incomplete_manifests,
     find_layers_without_blob,
     find_incomplete_layers,

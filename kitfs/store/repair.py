@@ -65,7 +65,7 @@ def repair(store: Store, *, read_data: bool = False) -> FsckReport:
         with gate.exclusive(store.layout.gc_lock):
             for finding in before.problems:
                 if finding.damage in _BLOB_DAMAGE:
-                    _quarantine(store.layout, Digest.parse(finding.name))
+                    quarantine_blob(store.layout, Digest.parse(finding.name))
             with store.index.write() as txn:
                 _mend(txn, store.layout, before.problems)
     after = fsck.check(store, read_data=read_data)
@@ -77,8 +77,12 @@ def repair(store: Store, *, read_data: bool = False) -> FsckReport:
     return after
 
 
-def _quarantine(layout: Layout, digest: Digest) -> None:
-    """Move a corrupt blob's file aside, under a name that tells when."""
+def quarantine_blob(layout: Layout, digest: Digest) -> None:
+    """Move a corrupt blob's file aside, under a name that tells when.
+
+    Raises:
+        StoreWriteFailed: when it can not be moved.
+    """
     with durable.naming(layout.quarantine, "making"):
         layout.quarantine.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

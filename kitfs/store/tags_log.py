@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -52,6 +54,18 @@ class LogLine(msgspec.Struct, frozen=True):
     at_s: int
     set: list[LogSet] = []
     removed: list[tuple[str, str]] = []
+
+
+class LoggedTag(NamedTuple):
+    """A tag as the log has it.
+
+    Attributes:
+        set: What set it.
+        at_s: When, seconds since the epoch.
+    """
+
+    set: LogSet
+    at_s: int
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -186,8 +200,8 @@ def replay_whole(path: Path) -> tuple[dict[tuple[str, str], str], int]:
     return _replay(lines), end
 
 
-def replay_damaged(path: Path) -> dict[tuple[str, str], str]:
-    """All tags as those lines have them that verify in their places, whatever lies between them.
+def read_damaged(path: Path) -> list[LogLine]:
+    """Those lines that verify in their places, whatever lies between them.
 
     Raises:
         StoreWriteFailed: when the log can not be read.
@@ -201,14 +215,19 @@ def replay_damaged(path: Path) -> dict[tuple[str, str], str]:
         if line is not None:
             lines.append(line)
         offset += len(piece)
-    return _replay(lines)
+    return lines
 
 
 def _replay(lines: list[LogLine]) -> dict[tuple[str, str], str]:
-    tags: dict[tuple[str, str], str] = {}
+    return {name: logged.set.manifest for name, logged in replay_lines(lines).items()}
+
+
+def replay_lines(lines: Iterable[LogLine]) -> dict[tuple[str, str], LoggedTag]:
+    """All tags as some lines have them, with what each was set by."""
+    tags: dict[tuple[str, str], LoggedTag] = {}
     for line in lines:
         for repository, tag in line.removed:
             tags.pop((repository, tag), None)
         for item in line.set:
-            tags[item.repository, item.tag] = item.manifest
+            tags[item.repository, item.tag] = LoggedTag(item, line.at_s)
     return tags
