@@ -8,6 +8,7 @@ here. Reads only.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from kitfs.store.errors import StoreWriteFailed
 from kitfs.store.gc import iter_files
 from kitfs.store.layout import Layout
 from kitfs.store.records import BlobForm, Stamp
+from kitfs.store.stamp import find_status
 from kitfs.store.verify import hash_and_stamp
 
 Watch = Callable[[memoryview], None]
@@ -62,15 +64,25 @@ class Reading:
 
 
 def iter_blobs(layout: Layout) -> Iterator[StoredFile]:
-    """All blobs, by digest.
+    """All blobs, by digest."""
+    for digest, _ in iter_files(layout, "blobs"):
+        found = find_blob(layout, digest)
+        if found is not None:
+            yield found
+
+
+def find_blob(layout: Layout, digest: Digest) -> StoredFile | None:
+    """One blob, or None when it is not there.
 
     A file with more than one name, or with write permission, came by a hard link: the store's own are 0444 and have one
-    name. One whose other name is gone counts as the store's, and nobody else can open it any more.
+    name. One whose other name is gone counts as the store's: nobody else can open it any more.
     """
-    for digest, file in iter_files(layout, "blobs"):
-        status = os.lstat(file.path)
-        form: BlobForm = "linked" if status.st_nlink > 1 or status.st_mode & _WRITE_BITS else "whole"
-        yield StoredFile(digest, form, status.st_size, file.path, int(file.changed_s))
+    path = layout.blob(digest)
+    status = find_status(path)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None
+    form: BlobForm = "linked" if status.st_nlink > 1 or status.st_mode & _WRITE_BITS else "whole"
+    return StoredFile(digest, form, status.st_size, path, int(status.st_ctime))
 
 
 def iter_members(layout: Layout) -> Iterator[StoredFile]:
