@@ -134,7 +134,9 @@ def find_disagreeing_counts(view: View) -> Iterator[Finding]:
     try:
         for problem in agreement.find_disagreements(view.txn, view.layout):
             yield Finding("disagreeing-counts", "index", problem, Weight.REPAIRABLE)
-        tags_log.read_lines(view.layout.tags_log, tags.log_position(view.txn))
+        position = tags.log_position(view.txn)
+        if tags_log.find_replaced(view.layout.tags_log, position) is None:
+            tags_log.read_lines(view.layout.tags_log, position)
     except TagsLogCorrupt as error:
         yield Finding("corrupt-tags-log", "tags.log", error.reason, Weight.REPAIRABLE)
     except RecordCorrupt:
@@ -271,11 +273,14 @@ def find_stale_members(view: View) -> Iterator[Finding]:
     """Members whose file does not look as it did when it was verified."""
     for digest, record in view.members.items():
         status = find_status(view.layout.member(digest))
-        if status is None or record.stamp is None:
-            continue
+        if status is None or not stat.S_ISREG(status.st_mode):
+            continue  # named by find_missing_members
         if status.st_size != record.size:
             detail = f"its file has {status.st_size} bytes, expected {record.size}"
             yield Finding("stale-member", str(digest), detail, Weight.REPAIRABLE)
+        elif record.stamp is None:
+            detail = "its file has not stood still since it was placed; it is hashed when it is next opened"
+            yield Finding("unstamped-member", str(digest), detail, Weight.NOTE)
         elif not matches(record.stamp, status):
             detail = "its file was changed or replaced since it was verified"
             yield Finding("stale-member", str(digest), detail, Weight.REPAIRABLE)
@@ -341,6 +346,7 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
 )
 """All but ``find_wrong_digests``, which reads every byte."""
 
+_OF_LOG = frozenset({"disagreeing-counts", "corrupt-tags-log"})
 _OF_FILES = {"missing-blob": schema.BLOBS, "missing-member": schema.MEMBERS, "wrong-digest": schema.BLOBS}
 
 
@@ -364,6 +370,9 @@ def check(store: Store, *, read_data: bool = False) -> FsckReport:
     report.blobs, report.members, report.size_read = len(view.blobs), len(view.members), view.size_read
     with gate.shared(store.layout.gc_lock), store.index.read() as txn:
         report.findings = [finding for finding in report.findings if _still_holds(txn, finding)]
+        if any(finding.damage in _OF_LOG for finding in report.findings):  # GC may have compacted the log meanwhile
+            report.findings = [finding for finding in report.findings if finding.damage not in _OF_LOG]
+            report.findings += find_disagreeing_counts(View(store.layout, txn))
     return report
 
 
