@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
-from kitfs.store import agreement, catalog, durable, gate, partials, schema, tags
+from kitfs.store import agreement, catalog, durable, gate, index_swap, partials, schema, tags
 from kitfs.store.errors import IndexDisagrees
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -120,6 +120,7 @@ def gc(store: Store, *, dry_run: bool = False, grace_s: float = 0) -> GcReport:
     if not dry_run:
         for path in trash:
             durable.remove(path)
+        index_swap.drop_scratch(layout)  # left by a kill: while one is made nobody else has a store open
     report.victims = plan.victims
     return report
 

@@ -1,6 +1,6 @@
 """Opening what should be a plain file, wherever something else may lie in its place.
 
-Used by reads of blobs and members. Never follows a symlink, never waits for the other end of a pipe. Opens, and no more.
+Used by reads of blobs and members. Never follows a symlink, never waits for the other end of a pipe.
 """
 
 from __future__ import annotations
