@@ -158,7 +158,7 @@ def _compare(store: Store, record: LayerRecord, fresh: LayerIndex, verdict: Blob
 
 def _decode_spans(store: Store, record: LayerRecord, fresh: LayerIndex, verdict: BlobVerdict) -> Iterator[Damage]:
     """Decode every span from its checkpoint; together they must be the decoded layer."""
-    layer = LazyLayer(store, fresh.digest, record)
+    layer = LazyLayer(store, fresh.digest, record, fresh.toc)
     digester = Digester()
     try:
         for span in range(layer.spans.count):

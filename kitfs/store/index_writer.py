@@ -73,10 +73,11 @@ class IndexWriter:
 
     def put_members(self, members: Iterable[tuple[StoredFile, Reading]]) -> None:
         """Record members."""
+        records = {
+            file.digest: MemberRecord(file.size, "native", self._now_s, reading.stamp) for file, reading in members
+        }
         with self._index.write() as txn:
-            for file, reading in members:
-                record = MemberRecord(file.size, "native", self._now_s, reading.stamp)
-                txn.put(schema.MEMBERS, file.digest.raw, record)
+            catalog.put_members(txn, records)
 
     def put_manifests(self, manifests: Iterable[tuple[Digest, ManifestRecord]]) -> None:
         """Record manifests, first or again."""

@@ -17,8 +17,12 @@ from kitfs.digest import Digest
 from kitfs.errors import KitfsError
 from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.rebuild import rebuild_index
+from kitfs.modelkit.sessions import inode_need, prepare_session
+from kitfs.oci.reference import parse_reference
+from kitfs.store import schema
 from kitfs.store.fsck import check
 from kitfs.store.gc import gc
+from kitfs.store.sessions import SessionOptions
 from kitfs.store.store import Store
 
 CAMPAIGN = os.environ.get("KITFS_CAMPAIGN", "") not in ("", "0")
@@ -100,7 +104,7 @@ def look(home, tags, members, files):
             except KitfsError:
                 noticed = True
             else:
-                if {victim.name for victim in report.victims} & files.keys():
+                if {victim.name for victim in report.victims if victim.kind != "member"} & files.keys():
                     return "swept"
         if not all(path.exists() for path in files.values()):
             return "swept"
@@ -192,10 +196,14 @@ def test_flipped_bit_of_the_index_is_no_wrong_answer(aged):
 
 
 def test_rebuild_after_a_flipped_bit_gives_the_same_store(aged, dump, silent):
-    """Whatever bit is flipped, the index made anew says the same as before the flip."""
+    """Whatever bit is flipped, the index made anew says the same; numbers that no session has may be lost with it."""
     home, _ = aged
     with Store.open(home) as store:
+        options = {"uid": 0, "gid": 0, "options": SessionOptions()}
+        session = prepare_session(store, parse_reference("kit0:1"), mountpoint=home / "mnt", **options)
+        session.close()
         expected = dump(store)
+    wanted = schema.encode_text_key(inode_need(session.record)[0])
     flipper = Flipper(home)
     counts = Counter()
 
@@ -203,7 +211,10 @@ def test_rebuild_after_a_flipped_bit_gives_the_same_store(aged, dump, silent):
         rebuild_index(home, silent)
         with Store.open(home) as store:
             found = dump(store)
-            return "rebuilt" if found == expected and not check(store).problems else "not-rebuilt"
+            inodes = found.pop("inodes")
+            same = found == {part: value for part, value in expected.items() if part != "inodes"}
+            kept = wanted in inodes and inodes.items() <= expected["inodes"].items()
+            return "rebuilt" if same and kept and not check(store).problems else "not-rebuilt"
 
     for bit in choose_bits(flipper.original, REBUILDS):
         flipper.flip(bit)

@@ -46,8 +46,9 @@ WAYS = {
 def test_rebuilt_index_says_the_same(many_forms, silent, dump, read_all, way):
     """Whatever became of the index, the one made anew has the same blobs, ModelKits, tags, layers, members, numbers."""
     with Store.open(many_forms) as store:
-        before, bytes_before = dump(store), read_all(store)
-        before["members"] = dump(store)["members"]
+        bytes_before = read_all(store)  # makes files of what it reads
+    with Store.open(many_forms) as store:
+        before = dump(store)
     WAYS[way](many_forms / "index")
     report = rebuild_index(many_forms, silent)
     assert report.exit_code == (0 if way == "whole" else 1), report
