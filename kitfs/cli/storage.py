@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kitfs.cli.output import print_json, print_result, print_table, say
+from kitfs.cli.progress import show_progress
 from kitfs.cli.settings import Settings, verb
 
 if TYPE_CHECKING:
@@ -49,17 +50,41 @@ def _print_gc(settings: Settings, report: GcReport) -> None:
 @verb("fsck")
 @click.option("--read-data", is_flag=True, help="Also hash every blob and member.")
 @click.option("--repair", is_flag=True, help="Make anew what can be; move corrupt blobs to quarantine/.")
-def fsck(settings: Settings, read_data: bool, repair: bool) -> None:
+@click.option("--rebuild-index", "rebuild", is_flag=True,
+              help="Make the index anew from the files, reading all of them; nothing may be mounted.")  # fmt: skip
+def fsck(settings: Settings, read_data: bool, repair: bool, rebuild: bool) -> None:
     """Check the store. Exit code 0: clean, 1: repaired or to be repaired, 6: something is lost."""
-    from kitfs.store import fsck as checking
-    from kitfs.store import repair as repairing
+    if rebuild:
+        report = _rebuild(settings, repair)
+    else:
+        from kitfs.store import fsck as checking
+        from kitfs.store import repair as repairing
 
-    with settings.open_store(create=False) as store:
-        look = repairing.repair if repair else checking.check
-        report = look(store, read_data=read_data)
+        with settings.open_store(create=False) as store:
+            look = repairing.repair if repair else checking.check
+            report = look(store, read_data=read_data)
     _print_fsck(settings, report)
     if report.exit_code:
         raise SystemExit(report.exit_code)
+
+
+def _rebuild(settings: Settings, repair: bool) -> FsckReport:
+    """Make the index anew; with ``repair`` mend what is then still wrong and can be."""
+    from kitfs.modelkit.rebuild import rebuild_index
+    from kitfs.store.repair import repair as repair_store
+
+    with show_progress(settings.progress) as progress:
+        report = rebuild_index(settings.home, progress)
+    if repair:
+        with settings.open_store(create=False) as store:
+            after = repair_store(store)
+        after.repaired = report.repaired + after.repaired
+        lost = {(finding.damage, finding.name) for finding in after.findings}
+        after.findings += [item for item in report.findings if item.weight.value == "lost" and
+                           (item.damage, item.name) not in lost]  # fmt: skip
+        after.size_read = report.size_read
+        report = after
+    return report
 
 
 def _print_fsck(settings: Settings, report: FsckReport) -> None:

@@ -78,14 +78,15 @@ def prepare_session(
             boot_id=boot_id(),
             created_s=int(time.time()),
         )
-        record = msgspec.structs.replace(record, inode_first=_inode_first(store, record))
+        record = msgspec.structs.replace(record, inode_first=store.inode_base(*inode_need(record)))
         return store.create_session(record)
 
 
-def _inode_first(store: Store, record: SessionRecord) -> int:
+def inode_need(record: SessionRecord) -> tuple[bytes, int]:
+    """Under which key a session has inode numbers, and how many."""
     if record.kind == "all":
-        return store.inode_base(b"all:" + record.id.encode(), ALL_INODES)
-    return store.inode_base(tree_key(record), NODES_MAX)
+        return b"all:" + record.id.encode(), ALL_INODES
+    return tree_key(record), NODES_MAX
 
 
 def tree_key(record: SessionRecord) -> bytes:

@@ -169,7 +169,12 @@ def parse_index(raw: bytes) -> tuple[Descriptor, ...]:
     _check_schema_version(top)
     if "manifests" not in top:
         raise ManifestMalformed("no manifests")
-    return tuple(_descriptors(top["manifests"] or [], "manifests"))
+    found = tuple(_descriptors(top["manifests"] or [], "manifests"))
+    sizes: dict[Digest, int] = {}
+    for number, descriptor in enumerate(found):
+        if sizes.setdefault(descriptor.digest, descriptor.size) != descriptor.size:
+            raise ManifestMalformed(f"{descriptor.digest} has two sizes", f"manifests[{number}].size")
+    return found
 
 
 def parse_descriptor(value: object, place: str = "descriptor") -> Descriptor:

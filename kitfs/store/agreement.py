@@ -36,6 +36,18 @@ def count_manifests(txn: Txn) -> CountRecord:
     return count
 
 
+def count_tables(txn: Txn) -> list[tuple[str, bytes, CountRecord]]:
+    """(what, name of its count, the count as the table has it) of each table that is counted.
+
+    Raises:
+        RecordCorrupt: when a record of a tag or manifest does not verify.
+    """
+    return [
+        ("tags", schema.COUNT_TAGS, count_tags(txn)),
+        ("ModelKits", schema.COUNT_MANIFESTS, count_manifests(txn)),
+    ]
+
+
 def find_disagreements(txn: Txn, layout: Layout) -> list[str]:
     """What does not agree, one sentence each; nothing when all is well.
 
@@ -44,10 +56,7 @@ def find_disagreements(txn: Txn, layout: Layout) -> list[str]:
         TagsLogCorrupt, StoreWriteFailed: when the log can not be read.
     """
     problems = []
-    for what, name, actual in (
-        ("tags", schema.COUNT_TAGS, count_tags(txn)),
-        ("ModelKits", schema.COUNT_MANIFESTS, count_manifests(txn)),
-    ):
+    for what, name, actual in count_tables(txn):
         recorded = txn.find(schema.COUNTS, name, CountRecord) or CountRecord()
         if recorded.count != actual.count:
             problems.append(f"the index has {actual.count} {what}, its count says {recorded.count}")

@@ -90,7 +90,7 @@ class ManifestNotFound(NotFoundError):
 class LayerNotIndexed(NotFoundError):
     """The layer has no table of contents in the index."""
 
-    hint = "import the ModelKit again"
+    hint = "run kitfs fsck --rebuild-index, or import the ModelKit again"
 
     def __init__(self, digest: Digest) -> None:
         super().__init__(f"layer {digest} has no table of contents in the store")
@@ -187,7 +187,7 @@ class RecordCorrupt(IntegrityError):
 class IndexCorrupt(IntegrityError):
     """LMDB itself says that its pages are damaged."""
 
-    hint = "run kitfs fsck"
+    hint = "run kitfs fsck --rebuild-index"
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"the index {path} is damaged: {reason}")
@@ -204,6 +204,16 @@ class IndexFailed(KitfsError):
         super().__init__(f"the index {path} failed: {reason}")
         self.path = path
         self.reason = reason
+
+
+class IndexInUse(BusyError):
+    """A process has the index open, so it can not be replaced."""
+
+    hint = "umount what is mounted from this store (kitfs ps) and let running commands end"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"the index {path} is open in another process, a mount's or a command's")
+        self.path = path
 
 
 class IndexFull(IndexFailed):

@@ -98,21 +98,26 @@ def open_view(layout: Layout, txn: Txn) -> View:
         schema.LAYERS: view.layers,
         schema.MEMBERS: view.members,
     }
+    view.corrupt += iter_corrupt_records(txn, targets)
+    return view
+
+
+def iter_corrupt_records(txn: Txn, targets: dict[str, dict[Digest, Any]] | None = None) -> Iterator[RecordCorrupt]:
+    """Read all records; yields what does not verify, and puts the others into the dictionary of their table."""
     for table, kind in _KINDS.items():
-        target = targets.get(table)
+        target = (targets or {}).get(table)
         for key, value in txn.iter_raw(table):
             try:
                 record = parse_value(table, key, value, kind)
                 if target is not None:
                     target[Digest.from_raw(key)] = record
             except RecordCorrupt as error:
-                view.corrupt.append(error)
+                yield error
     for key, value in txn.iter_raw(schema.COUNTS):
         try:
             parse_value(schema.COUNTS, key, value, _COUNT_KINDS[key])
         except (RecordCorrupt, KeyError) as error:
-            view.corrupt.append(error if isinstance(error, RecordCorrupt) else RecordCorrupt("counts", key, "unknown"))
-    return view
+            yield error if isinstance(error, RecordCorrupt) else RecordCorrupt("counts", key, "unknown")
 
 
 def find_corrupt_records(view: View) -> Iterator[Finding]:
@@ -130,7 +135,9 @@ def find_disagreeing_counts(view: View) -> Iterator[Finding]:
     try:
         for problem in agreement.find_disagreements(view.txn, view.layout):
             yield Finding("disagreeing-counts", "index", problem, Weight.REPAIRABLE)
-        tags_log.read_lines(view.layout.tags_log, tags.log_position(view.txn))
+        position = tags.log_position(view.txn)
+        if tags_log.find_replaced(view.layout.tags_log, position) is None:
+            tags_log.read_lines(view.layout.tags_log, position)
     except TagsLogCorrupt as error:
         yield Finding("corrupt-tags-log", "tags.log", error.reason, Weight.REPAIRABLE)
     except RecordCorrupt:
@@ -191,6 +198,19 @@ def find_tags_without_manifest(view: View) -> Iterator[Finding]:
         return  # named by find_corrupt_records
 
 
+def find_lost_tags(view: View) -> Iterator[Finding]:
+    """Tags of ``tags.log`` that the table can not have, because their manifest's blob is gone."""
+    try:
+        logged = tags_log.replay(view.layout.tags_log, tags.log_position(view.txn))
+        known = {(repository, tag) for repository, tag, _ in tags.iter_tags(view.txn)}
+    except (RecordCorrupt, TagsLogCorrupt):
+        return  # named by find_corrupt_records and find_disagreeing_counts
+    for (repository, tag), text in logged.items():
+        if (repository, tag) not in known and _weight(view, Digest.parse(text)) is Weight.LOST:
+            detail = f"tags.log says that it is {text}, whose blob is not there; importing it again heals that"
+            yield Finding("lost-tag", f"{repository}:{tag}", detail, Weight.LOST)
+
+
 def find_incomplete_manifests(view: View) -> Iterator[Finding]:
     """Manifests whose own blob, config or layer is not recorded."""
     for digest, record in view.manifests.items():
@@ -226,7 +246,7 @@ def find_unindexed_layers(view: View) -> Iterator[Finding]:
     for layer in dict.fromkeys(layer for record in view.manifests.values() for layer in record.layers):
         blob = view.blobs.get(layer)
         if blob is not None and layer not in view.layers and any(map(parse_layer_type, blob.media_types)):
-            detail = "it has no table of contents; importing its ModelKit again makes it"
+            detail = "it has no table of contents; --rebuild-index makes it, and so does importing its ModelKit again"
             yield Finding("unindexed-layer", str(layer), detail, Weight.LOST)
 
 
@@ -254,11 +274,14 @@ def find_stale_members(view: View) -> Iterator[Finding]:
     """Members whose file does not look as it did when it was verified."""
     for digest, record in view.members.items():
         status = find_status(view.layout.member(digest))
-        if status is None or record.stamp is None:
-            continue
+        if status is None or not stat.S_ISREG(status.st_mode):
+            continue  # named by find_missing_members
         if status.st_size != record.size:
             detail = f"its file has {status.st_size} bytes, expected {record.size}"
             yield Finding("stale-member", str(digest), detail, Weight.REPAIRABLE)
+        elif record.stamp is None:
+            detail = "its file has not stood still since it was placed; it is hashed when it is next opened"
+            yield Finding("unstamped-member", str(digest), detail, Weight.NOTE)
         elif not matches(record.stamp, status):
             detail = "its file was changed or replaced since it was verified"
             yield Finding("stale-member", str(digest), detail, Weight.REPAIRABLE)
@@ -310,6 +333,7 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     find_missing_blobs,
     find_wrong_sizes,
     find_tags_without_manifest,
+    find_lost_tags,
     find_incomplete_manifests,
     find_layers_without_blob,
     find_incomplete_layers,
@@ -323,6 +347,7 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
 )
 """All but ``find_wrong_digests``, which reads every byte."""
 
+_OF_LOG = frozenset({"disagreeing-counts", "corrupt-tags-log"})
 _OF_FILES = {"missing-blob": schema.BLOBS, "missing-member": schema.MEMBERS, "wrong-digest": schema.BLOBS}
 
 
@@ -346,6 +371,9 @@ def check(store: Store, *, read_data: bool = False) -> FsckReport:
     report.blobs, report.members, report.size_read = len(view.blobs), len(view.members), view.size_read
     with gate.shared(store.layout.gc_lock), store.index.read() as txn:
         report.findings = [finding for finding in report.findings if _still_holds(txn, finding)]
+        if any(finding.damage in _OF_LOG for finding in report.findings):  # GC may have compacted the log meanwhile
+            report.findings = [finding for finding in report.findings if finding.damage not in _OF_LOG]
+            report.findings += find_disagreeing_counts(View(store.layout, txn))
     return report
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
-from kitfs.store import agreement, catalog, durable, gate, partials, schema, tags
+from kitfs.store import agreement, catalog, durable, gate, index_swap, partials, schema, tags
 from kitfs.store.errors import IndexDisagrees
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -114,9 +114,13 @@ def gc(store: Store, *, dry_run: bool = False, grace_s: float = 0) -> GcReport:
             with index.write() as txn:
                 _forget(txn, plan)
             trash = _take_away(layout, plan)
+            with index.write() as txn:
+                scratch = layout.ingest / f"{TRASH_PREFIX}tags-log-{secrets.token_hex(8)}"
+                tags.compact_log(txn, layout, scratch, int(time.time()))
     if not dry_run:
         for path in trash:
             durable.remove(path)
+        index_swap.drop_scratch(layout)  # left by a kill: while one is made nobody else has a store open
     report.victims = plan.victims
     return report
 
@@ -147,6 +151,8 @@ def _decide(
     young = {digest for digest, record in blobs.items() if grace_s and record.last_used_s >= young_s}
     marks = mark(txn, notes.held | young, with_members=bool(members or files["members"]))
     marks.members -= files["members"].keys() - members.keys() - notes.held  # nobody can open what has no record
+    if marks.unindexed:  # as after a bit flipped in the index: what such a layer has can not be told
+        marks.members |= members.keys()
     if grace_s:
         _keep_young_files(marks, files, members, young_s)
     plan = _Plan()

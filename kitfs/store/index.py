@@ -34,6 +34,8 @@ MAP_SIZE = 1 << 40
 """1 TiB of address space once; the file grows as needed. Resizing would invalidate live transactions."""
 
 MAX_READERS = 1024
+DATA_NAME, LOCK_NAME = "data.mdb", "lock.mdb"
+"""LMDB's two files in its folder."""
 
 
 class Txn:
@@ -243,6 +245,23 @@ def _let_go(key: tuple[int, int]) -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def is_open_here(path: Path) -> bool:
+    """Whether this process has the environment at ``path`` open."""
+    with _REGISTRY_LOCK:
+        return _registry_key(path) in _REGISTRY
+
+
+@contextlib.contextmanager
+def read_unlocked(path: Path) -> Iterator[Txn]:
+    """A view of an environment that nobody writes and that this process has not opened; takes no lock.
+
+    Raises:
+        IndexFailed, IndexCorrupt: when LMDB fails. Damaged pages can end the process.
+    """
+    with _naming(path), lmdb.open(str(path), readonly=True, lock=False, create=False) as env, env.begin() as txn:
+        yield Txn(txn)
 
 
 def open_index(path: Path) -> Index:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kitfs.store import schema
 from kitfs.store.errors import LimitExceeded
-from kitfs.store.index import Index
+from kitfs.store.index import Index, Txn
 from kitfs.store.records import InodeRange, NextInode
 
 
@@ -31,7 +31,16 @@ def take_inodes(index: Index, key: bytes, count: int) -> int:
         found = txn.find(schema.INODE_BASES, table_key, InodeRange)
         if found is not None and found.count >= count:
             return found.first
-        following = txn.find(schema.COUNTS, schema.NEXT_INODE, NextInode) or NextInode(schema.INODE_FIRST)
-        txn.put(schema.INODE_BASES, table_key, InodeRange(key, following.number, count))
-        txn.put(schema.COUNTS, schema.NEXT_INODE, NextInode(following.number + count))
-    return following.number
+        number = _find_following(txn)
+        txn.put(schema.INODE_BASES, table_key, InodeRange(key, number, count))
+        txn.put(schema.COUNTS, schema.NEXT_INODE, NextInode(number + count))
+    return number
+
+
+def _find_following(txn: Txn) -> int:
+    """The first number that no range has; from the ranges where the note of it has vanished."""
+    following = txn.find(schema.COUNTS, schema.NEXT_INODE, NextInode)
+    if following is not None:
+        return following.number
+    stops = (record.first + record.count for _, record in txn.iter(schema.INODE_BASES, InodeRange))
+    return max(stops, default=schema.INODE_FIRST)

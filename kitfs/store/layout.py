@@ -12,6 +12,8 @@ Used by every module of the store. Knows names and modes, never contents. The tr
     gc.lock                        shared by who takes hold of content, exclusive while GC decides
     tags.log                       every tag change
     index/                         the LMDB environment
+    index.new/                     another one, while the index is made anew
+    quarantine/                    what a repair took away: corrupt blobs, a damaged tags.log, an old index
 
 ``<ab>`` is the first byte of the digest in hexadecimal; all 256 directories of each kind are made with the store,
 so that a rename into one never has to make it. One fsync of the directory above makes all 256 entries durable, and
@@ -86,6 +88,11 @@ class Layout:
     def index(self) -> Path:
         """The folder of the LMDB environment."""
         return self.home / "index"
+
+    @property
+    def index_new(self) -> Path:
+        """The folder of an environment that is being built in place of the index."""
+        return self.home / "index.new"
 
     @property
     def quarantine(self) -> Path:

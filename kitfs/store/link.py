@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,8 @@ class Watcher(Protocol):
         """All bytes have passed and have the digest that was expected; an error here keeps the blob out."""
 
 
-def hash_file(path: Path, watcher: Watcher | None = None) -> Digest:
-    """The digest of a file's bytes, which a watcher sees too.
+def hash_file(path: Path, watch: Callable[[memoryview], None] | None = None) -> Digest:
+    """The digest of a file's bytes, which are shown to ``watch`` as they pass.
 
     Raises:
         OSError: when it can not be opened or read.
@@ -48,8 +49,8 @@ def hash_file(path: Path, watcher: Watcher | None = None) -> Digest:
         view = memoryview(buffer)
         while count := file.readinto(buffer):
             digester.update(view[:count])
-            if watcher is not None:
-                watcher.feed(view[:count])
+            if watch is not None:
+                watch(view[:count])
     return digester.digest()
 
 
@@ -78,7 +79,7 @@ def link_file(
     _link(source, scratch, _check_source(source, layout.home))
     try:
         before, begun_ns = os.lstat(scratch), time.time_ns()
-        actual = hash_file(scratch, watcher)
+        actual = hash_file(scratch, watcher.feed if watcher is not None else None)
         if actual != digest:
             raise DigestMismatch(digest, actual, str(source))
         if watcher is not None:

@@ -22,6 +22,7 @@ from kitfs.store.errors import (
 from kitfs.store.index import Index
 from kitfs.store.layout import Layout
 from kitfs.store.outline import Outline
+from kitfs.store.plain import NotPlain, open_plain
 from kitfs.store.records import BlobRecord, LayerRecord, ManifestRecord, MemberRecord, TagRecord, TocMember
 from kitfs.store.stamp import find_status, matches
 from kitfs.store.toc import Toc
@@ -72,11 +73,14 @@ class StoreReads:
 
         Raises:
             BlobNotFound: when no file is there.
+            BlobCorrupt: when something else lies in its place: a symlink, a folder, a pipe.
         """
         try:
-            return os.open(self.layout.blob(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return open_plain(self.layout.blob(digest))
         except FileNotFoundError:
             raise BlobNotFound(digest) from None
+        except NotPlain:
+            raise BlobCorrupt(digest, "what lies in its place is no plain file") from None
 
     def read_blob(self, digest: Digest, *, limit: int = READ_SIZE_MAX) -> bytes:
         """A small blob's bytes, verified.

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _MEMBER_DAMAGE = frozenset({"missing-member", "stale-member", "wrong-member-digest"})
 _BLOB_DAMAGE = frozenset({"wrong-size", "wrong-digest"})
+_MOVED = _BLOB_DAMAGE | {"missing-blob"}
+"""Damage after which whatever lies in the blob's place is moved aside: a folder there would keep the blob out."""
+
 _INDEX_DAMAGE = frozenset(
     {
         "corrupt-tags-log",
@@ -64,8 +67,8 @@ def repair(store: Store, *, read_data: bool = False) -> FsckReport:
     if damages & (_BLOB_DAMAGE | _INDEX_DAMAGE):
         with gate.exclusive(store.layout.gc_lock):
             for finding in before.problems:
-                if finding.damage in _BLOB_DAMAGE:
-                    _quarantine(store.layout, Digest.parse(finding.name))
+                if finding.damage in _MOVED:
+                    quarantine_blob(store.layout, Digest.parse(finding.name))
             with store.index.write() as txn:
                 _mend(txn, store.layout, before.problems)
     after = fsck.check(store, read_data=read_data)
@@ -77,8 +80,12 @@ def repair(store: Store, *, read_data: bool = False) -> FsckReport:
     return after
 
 
-def _quarantine(layout: Layout, digest: Digest) -> None:
-    """Move a corrupt blob's file aside, under a name that tells when."""
+def quarantine_blob(layout: Layout, digest: Digest) -> None:
+    """Move a corrupt blob's file aside, under a name that tells when.
+
+    Raises:
+        StoreWriteFailed: when it can not be moved.
+    """
     with durable.naming(layout.quarantine, "making"):
         layout.quarantine.mkdir(mode=0o700, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):

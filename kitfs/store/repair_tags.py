@@ -41,7 +41,8 @@ def repair_tags(txn: Txn, layout: Layout) -> None:
         }
     else:
         wanted = table if _table_is_whole(txn) else _read_what_is_left(layout, now_s) | table
-        _write_log(txn, layout, wanted, now_s)
+        size = replace_log(layout, wanted, now_s)
+        txn.put(schema.COUNTS, schema.LOG_POSITION, LogPosition(size))
     for key, _ in list(txn.iter_raw(schema.TAGS)):
         txn.delete(schema.TAGS, key)
     for (repository, tag), record in wanted.items():
@@ -89,12 +90,19 @@ def _read_log(txn: Txn, layout: Layout) -> dict[tuple[str, str], Digest] | None:
 
 def _read_what_is_left(layout: Layout, now_s: int) -> Tags:
     """Tags of the log's lines that verify, wherever others do not."""
-    logged = tags_log.replay_damaged(layout.tags_log)
-    return {key: _record(key, Digest.parse(text), now_s) for key, text in logged.items()}
+    logged = tags_log.replay_lines(tags_log.read_damaged(layout.tags_log))
+    return {key: _record(key, Digest.parse(tag.set.manifest), now_s) for key, tag in logged.items()}
 
 
-def _write_log(txn: Txn, layout: Layout, wanted: Tags, now_s: int) -> None:
-    """Replace the log by one line that sets every tag, keeping the damaged one aside."""
+def replace_log(layout: Layout, wanted: Tags, now_s: int) -> int:
+    """Replace the log by one line that sets every tag, keeping the damaged one aside.
+
+    Returns:
+        The size of the log.
+
+    Raises:
+        StoreWriteFailed: when a step failed.
+    """
     entries = [
         LogSet(repository, tag, str(record.manifest), record.origin) for (repository, tag), record in wanted.items()
     ]
@@ -102,7 +110,7 @@ def _write_log(txn: Txn, layout: Layout, wanted: Tags, now_s: int) -> None:
     _keep_aside(layout, layout.tags_log)
     scratch = layout.ingest / f"trash-tags-log-{os.getpid()}-{time.time_ns()}"
     durable.write_file(layout.tags_log, data, scratch=scratch, mode=0o600)
-    txn.put(schema.COUNTS, schema.LOG_POSITION, LogPosition(len(data)))
+    return len(data)
 
 
 def _keep_aside(layout: Layout, path: Path) -> None:

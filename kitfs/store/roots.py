@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kitfs.digest import Digest
+from kitfs.oci.mediatype import parse_layer_type
 from kitfs.store import catalog, gate, sessions, tags
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -96,10 +97,12 @@ class Marks:
     Attributes:
         blobs: Blobs, manifests and layers among them.
         members: Members.
+        unindexed: Layers of a shown kind without a table of contents: what members they have is not known.
     """
 
     blobs: set[Digest] = field(default_factory=set)
     members: set[Digest] = field(default_factory=set)
+    unindexed: set[Digest] = field(default_factory=set)
 
 
 def mark(txn: Txn, held: Iterable[Digest], *, with_members: bool) -> Marks:
@@ -114,6 +117,7 @@ def mark(txn: Txn, held: Iterable[Digest], *, with_members: bool) -> Marks:
         RecordCorrupt, LayerNotIndexed: when a record on the way does not verify.
     """
     marks = Marks()
+    layers: set[Digest] = set()
     waiting = [*held, *(record.manifest for _, _, record in tags.iter_tags(txn))]
     marks.members.update(held)
     while waiting:
@@ -124,8 +128,19 @@ def mark(txn: Txn, held: Iterable[Digest], *, with_members: bool) -> Marks:
         manifest = catalog.find_manifest(txn, digest)
         if manifest is not None:
             waiting += (manifest.config, *manifest.layers, *manifest.parents)
+            layers.update(manifest.layers)
         if with_members and catalog.find_layer(txn, digest) is not None:
             marks.members.update(
                 Digest.from_raw(member.digest) for member in catalog.get_toc(txn, digest) if member.digest
             )
+    if with_members:
+        marks.unindexed = {layer for layer in layers if _lacks_toc(txn, layer)}
     return marks
+
+
+def _lacks_toc(txn: Txn, layer: Digest) -> bool:
+    """Whether a layer should have a table of contents and has none; its blob's record may have vanished as well."""
+    if catalog.find_layer(txn, layer) is not None:
+        return False
+    blob = catalog.find_blob(txn, layer)
+    return blob is None or any(map(parse_layer_type, blob.media_types))

@@ -23,6 +23,7 @@ from kitfs.store.index import Index, open_index
 from kitfs.store.ingest import Ingest
 from kitfs.store.layout import Layout, open_layout
 from kitfs.store.lease import Lease
+from kitfs.store.plain import NotPlain, open_plain
 from kitfs.store.quota import Quota
 from kitfs.store.reads import StoreReads
 from kitfs.store.records import Stamp
@@ -105,7 +106,7 @@ class Store(StoreReads):
         of it, is open, nobody evicts the member. That it is used is noted, late and without waiting.
 
         Raises:
-            MemberNotFound: when it is not recorded, its file is gone, or it is just being evicted.
+            MemberNotFound: when it is not recorded, its file is gone or no plain file, or it is just being evicted.
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
         record = self.find_member(digest)
@@ -113,8 +114,8 @@ class Store(StoreReads):
             raise MemberNotFound(digest)
         path = self.layout.member(digest)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
+            fd = open_plain(path)
+        except (FileNotFoundError, NotPlain):
             raise MemberNotFound(digest) from None
         try:
             is_trusted = _lock_shared(fd, path, digest, record.stamp)

@@ -7,6 +7,7 @@ write transaction, which also makes its holder the only writer of the log.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from kitfs.digest import Digest
 from kitfs.store import catalog, recover, schema, tags_log
@@ -14,6 +15,13 @@ from kitfs.store.errors import ManifestNotFound, TagNotFound
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
 from kitfs.store.records import LogPosition, TagRecord
+
+COMPACT_LINES = 10_000
+COMPACT_RATIO = 10
+"""A log of more lines than both, the second times the number of tags, is compacted by GC."""
+
+LINE_SIZE_MIN = 100
+"""Bytes of a line that sets a tag, at least: a log with fewer for each need not be read to know that it is short."""
 
 
 def find_tag(txn: Txn, repository: str, tag: str) -> TagRecord | None:
@@ -98,6 +106,35 @@ def is_behind(txn: Txn, layout: Layout) -> bool:
     return tags_log.size_of(layout.tags_log) != log_position(txn)
 
 
+def compact_log(txn: Txn, layout: Layout, scratch: Path, now_s: int) -> bool:
+    """Replace ``tags.log`` by one line when it has many more lines than there are tags. Needs a write transaction.
+
+    The log is replaced before this transaction commits: after a crash between the two the line itself tells which size
+    it stands for, and the next opening goes on from there.
+
+    Returns:
+        Whether the log was replaced.
+
+    Raises:
+        RecordCorrupt, TagsLogCorrupt, StoreWriteFailed: when table or log can not be read, or the log not be written.
+    """
+    size = log_position(txn)
+    if size < COMPACT_LINES * LINE_SIZE_MIN or size != tags_log.size_of(layout.tags_log):
+        return False
+    lines, end = tags_log.read_lines(layout.tags_log, 0)
+    logged = tags_log.replay_lines(lines)
+    live = {(repository, tag): record for repository, tag, record in iter_tags(txn)}
+    if len(lines) <= max(COMPACT_LINES, COMPACT_RATIO * len(live)) or end != size:
+        return False
+    if {name: tag.set.manifest for name, tag in logged.items()} != {
+        name: str(record.manifest) for name, record in live.items()
+    }:
+        return False  # a check names it
+    left = tags_log.compact(layout.tags_log, logged.values(), size, now_s, scratch)
+    txn.put(schema.COUNTS, schema.LOG_POSITION, LogPosition(left))
+    return left < size
+
+
 def catch_up(txn: Txn, layout: Layout) -> None:
     """Apply what ``tags.log`` has and the table lacks, and cut a torn end. Needs a write transaction.
 
@@ -109,9 +146,14 @@ def catch_up(txn: Txn, layout: Layout) -> None:
         TagsLogCorrupt: when a line other than the last does not verify.
         RecordCorrupt, StoreWriteFailed: when the log or the table can not be read or written.
     """
-    start = log_position(txn)
+    start = recorded = log_position(txn)
     size = tags_log.size_of(layout.tags_log)
-    if size <= start:
+    if size == start:
+        return
+    replaced = tags_log.find_replaced(layout.tags_log, start)
+    if replaced is not None:
+        start = replaced
+    elif size < start:
         return
     lines, stop = tags_log.read_lines(layout.tags_log, start)
     for line in lines:
@@ -124,5 +166,5 @@ def catch_up(txn: Txn, layout: Layout) -> None:
                 put_tag(txn, TagRecord(manifest, item.origin, line.at_s, item.repository, item.tag))
     if stop < size:
         tags_log.cut(layout.tags_log, stop)
-    if stop > start:
+    if stop != recorded:
         txn.put(schema.COUNTS, schema.LOG_POSITION, LogPosition(stop))

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -40,18 +42,34 @@ class LogSet(msgspec.Struct, frozen=True, array_like=True):
     origin: str
 
 
-class LogLine(msgspec.Struct, frozen=True):
+class LogLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """One change.
 
     Attributes:
         at_s: When, seconds since the epoch.
         set: Tags set, in order.
         removed: (repository, tag) pairs removed.
+        replaces: Bytes of the log that this line, its first, has taken the place of; 0 in every other line.
+        times: When each of ``set`` was set, in a line that takes the place of others.
     """
 
     at_s: int
     set: list[LogSet] = []
     removed: list[tuple[str, str]] = []
+    replaces: int = 0
+    times: list[int] = []
+
+
+class LoggedTag(NamedTuple):
+    """A tag as the log has it.
+
+    Attributes:
+        set: What set it.
+        at_s: When, seconds since the epoch.
+    """
+
+    set: LogSet
+    at_s: int
 
 
 _ENCODER = msgspec.json.Encoder()
@@ -162,13 +180,51 @@ def cut(path: Path, size: int) -> None:
             os.close(fd)
 
 
+def compact(path: Path, logged: Iterable[LoggedTag], size: int, now_s: int, scratch: Path) -> int:
+    """Replace the log, of ``size`` bytes, by one line that says what they came to; on disk when this returns.
+
+    Returns:
+        The size of the log now: less than half, or ``size`` when nothing was done.
+
+    Raises:
+        StoreWriteFailed: when a step failed; the log is then as it was.
+    """
+    found = list(logged)
+    line = LogLine(now_s, [tag.set for tag in found], replaces=size, times=[tag.at_s for tag in found])
+    data = encode_line(0, line)
+    if 2 * len(data) >= size:
+        return size
+    durable.write_file(path, data, scratch=scratch, mode=0o600)
+    return len(data)
+
+
+def find_replaced(path: Path, position: int) -> int | None:
+    """Where the first line ends, if it has taken the place of the first ``position`` bytes of the log; else None.
+
+    So it is when the process that compacted the log died before it could record the new size.
+
+    Raises:
+        StoreWriteFailed: when the log can not be read.
+    """
+    if not 0 < size_of(path) < position:
+        return None
+    with durable.naming(path, "reading"), open(path, "rb") as file:
+        raw = file.readline()
+    line = parse_line(0, raw[:-1]) if raw.endswith(b"\n") else None
+    return len(raw) if line is not None and line.replaces == position else None
+
+
 def replay(path: Path, stop: int) -> dict[tuple[str, str], str]:
     """All tags as the first ``stop`` bytes of the log have them: (repository, tag) → manifest digest.
+
+    A log that was compacted when it had ``stop`` bytes has them in its first line.
 
     Raises:
         TagsLogCorrupt: when a line does not verify, or the log is shorter.
         StoreWriteFailed: when the log can not be read.
     """
+    replaced = find_replaced(path, stop)
+    stop = stop if replaced is None else replaced
     lines, end = read_lines(path, 0, stop)
     if end != stop:
         raise TagsLogCorrupt(path, end, f"only {size_of(path)} bytes of {stop} are there, or its checksum differs")
@@ -186,8 +242,8 @@ def replay_whole(path: Path) -> tuple[dict[tuple[str, str], str], int]:
     return _replay(lines), end
 
 
-def replay_damaged(path: Path) -> dict[tuple[str, str], str]:
-    """All tags as those lines have them that verify in their places, whatever lies between them.
+def read_damaged(path: Path) -> list[LogLine]:
+    """Those lines that verify in their places, whatever lies between them.
 
     Raises:
         StoreWriteFailed: when the log can not be read.
@@ -201,14 +257,20 @@ def replay_damaged(path: Path) -> dict[tuple[str, str], str]:
         if line is not None:
             lines.append(line)
         offset += len(piece)
-    return _replay(lines)
+    return lines
 
 
 def _replay(lines: list[LogLine]) -> dict[tuple[str, str], str]:
-    tags: dict[tuple[str, str], str] = {}
+    return {name: logged.set.manifest for name, logged in replay_lines(lines).items()}
+
+
+def replay_lines(lines: Iterable[LogLine]) -> dict[tuple[str, str], LoggedTag]:
+    """All tags as some lines have them, with what each was set by."""
+    tags: dict[tuple[str, str], LoggedTag] = {}
     for line in lines:
         for repository, tag in line.removed:
             tags.pop((repository, tag), None)
-        for item in line.set:
-            tags[item.repository, item.tag] = item.manifest
+        for number, item in enumerate(line.set):
+            at_s = line.times[number] if number < len(line.times) else line.at_s
+            tags[item.repository, item.tag] = LoggedTag(item, at_s)
     return tags

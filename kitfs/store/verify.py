@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -32,12 +33,23 @@ def verify_file(path: Path, digest: Digest) -> Stamp | None:
     Raises:
         StoreWriteFailed: when it can not be read.
     """
-    is_right, stamp = _hash_and_stamp(path, digest)
+    is_right, stamp = hash_and_stamp(path, digest)
     return stamp if is_right else None
 
 
-def _hash_and_stamp(path: Path, digest: Digest) -> tuple[bool, Stamp | None]:
-    """Whether a file's bytes are right, and the stamp of it; None when its status did not stand still meanwhile."""
+def hash_and_stamp(
+    path: Path, digest: Digest, watch: Callable[[memoryview], None] | None = None
+) -> tuple[bool, Stamp | None]:
+    """Whether a file's bytes are right, and the stamp of it; None when its status did not stand still meanwhile.
+
+    Args:
+        path: The file; one that is not there, or no plain file, is not right.
+        digest: What it should hold.
+        watch: Sees the bytes as they pass; a view is overwritten once the call returns.
+
+    Raises:
+        StoreWriteFailed: when it can not be read.
+    """
     before = find_status(path)
     if before is None or not stat.S_ISREG(before.st_mode):  # opening a pipe would wait for ever
         return False, None
@@ -45,7 +57,7 @@ def _hash_and_stamp(path: Path, digest: Digest) -> tuple[bool, Stamp | None]:
     settle(stamp)
     with durable.naming(path, "reading"):
         try:
-            is_right = hash_file(path) == digest
+            is_right = hash_file(path, watch) == digest
         except FileNotFoundError:
             return False, None
     stands_still = matches(stamp, find_status(path)) and is_settled(stamp, time.time_ns())
@@ -66,7 +78,7 @@ def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
     """
     path = layout.member(digest)
     seen = find_status(path)
-    is_right, stamp = _hash_and_stamp(path, digest)
+    is_right, stamp = hash_and_stamp(path, digest)
     if is_right and stamp is not None:
         with index.write() as txn:
             record = catalog.find_member(txn, digest)

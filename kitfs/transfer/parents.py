@@ -16,7 +16,7 @@ from kitfs.oci.manifest import ANNOTATION_KITFILE, Manifest, parse_manifest
 from kitfs.oci.reference import Reference, looks_like_reference, parse_reference
 
 if TYPE_CHECKING:
-    from kitfs.store.store import Store
+    from kitfs.store.reads import StoreReads
 
 PARENTS_MAX = 10
 """Longest chain of ``model.path`` references (kitops, "reached maximum number of model references")."""
@@ -65,7 +65,7 @@ def find_parent(kitfile: Kitfile | None) -> Reference | None:
     return parse_reference(path) if path and looks_like_reference(path) else None
 
 
-def find_parent_stored(store: Store, manifest: Digest) -> Reference | None:
+def find_parent_stored(store: StoreReads, manifest: Digest) -> Reference | None:
     """The parent of a ModelKit that is in the store.
 
     Raises:
@@ -76,7 +76,7 @@ def find_parent_stored(store: Store, manifest: Digest) -> Reference | None:
     return find_parent(read_kitfile(parsed, store.read_blob(parsed.config.digest)))
 
 
-def find_digest(store: Store, reference: Reference) -> Digest | None:
+def find_digest(store: StoreReads, reference: Reference) -> Digest | None:
     """The ModelKitID that a reference means in the store now, or None."""
     if reference.digest is not None:
         return reference.digest if store.find_manifest(reference.digest) else None
@@ -84,7 +84,7 @@ def find_digest(store: Store, reference: Reference) -> Digest | None:
     return record.manifest if record else None
 
 
-def follow_parents(store: Store, parent: Reference | None) -> tuple[list[Digest], Reference | None]:
+def follow_parents(store: StoreReads, parent: Reference | None) -> tuple[list[Digest], Reference | None]:
     """The chain of parents from ``parent`` on, nearest first, and the first one that the store lacks.
 
     Ends at ten, and where it comes back to itself.

@@ -67,6 +67,16 @@ def test_bombs_are_admitted_as_far_as_is_said(bring, store, layout, make_tar, pa
     assert store.find_layer(Digest.of(data)).size_members == 400 << 20
 
 
+def test_one_manifest_with_two_sizes_is_refused(bring, store, layout, make_tar, is_empty):
+    """An index that lists one manifest with two sizes is refused as a whole: one of the two is not true."""
+    layout.kit("v1", [(f"{MODEL}.tar", make_tar({"a": b"a"}))])
+    layout.manifests.append({**layout.manifests[0], "size": layout.manifests[0]["size"] + 1})
+    layout.write_index()
+    with pytest.raises(MalformedError, match="two sizes"):
+        bring(layout.path)
+    assert is_empty(store)
+
+
 def spoil(path: tuple, value: object):
     def change(manifest: dict) -> None:
         target = manifest

@@ -1,0 +1,197 @@
+"""A store with ModelKits of every form, and all that its index means, as one value."""
+
+import gzip
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from kitfs.cli.progress import NoProgress
+from kitfs.digest import Digest
+from kitfs.layer.reader import LayerReader
+from kitfs.modelkit.sessions import prepare_session
+from kitfs.oci.reference import parse_reference
+from kitfs.store import schema
+from kitfs.store.records import InodeRange
+from kitfs.store.sessions import SessionOptions
+from kitfs.store.store import Store
+from kitfs.transfer.detect import open_source
+from kitfs.transfer.importer import import_source
+
+KITOPS = "application/vnd.kitops.modelkit"
+
+
+def make_layout(
+    folder: Path, tag: str, layers: list[tuple[str, bytes]], kitfile: dict[str, object] | None = None
+) -> Path:
+    """An OCI layout with one ModelKit of (media type, bytes)."""
+    blobs = folder / "blobs/sha256"
+    blobs.mkdir(parents=True)
+    (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+
+    def put(data: bytes, media_type: str) -> dict[str, object]:
+        digest = Digest.of(data)
+        (blobs / digest.hex).write_bytes(data)
+        return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
+
+    config = put(json.dumps(kitfile or {"manifestVersion": "1.0.0"}).encode(), f"{KITOPS}.config.v1+json")
+    entries = [put(data, media_type) for media_type, data in layers]
+    raw = json.dumps({"schemaVersion": 2, "config": config, "layers": entries}).encode()
+    manifest = put(raw, "application/vnd.oci.image.manifest.v1+json")
+    manifest["annotations"] = {"org.opencontainers.image.ref.name": tag}
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [manifest]}))
+    return folder
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    """A plain tar of some files."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return raw.getvalue()
+
+
+COMPRESSORS = {
+    "": lambda data: data,
+    "+gzip": lambda data: gzip.compress(data, 6, mtime=0),
+    "+zstd": zstandard.ZstdCompressor().compress,
+}
+
+
+def layer(suffix: str, files: dict[str, bytes]) -> tuple[str, bytes]:
+    """A tar layer of a model, compressed as its media type says."""
+    return f"{KITOPS}.model.v1.tar{suffix}", COMPRESSORS[suffix](tar_of(files))
+
+
+def bring(store: Store, path: Path, *, copy: bool = True, repository: str | None = None) -> None:
+    """Import all of a source."""
+    source = open_source(path, repository=repository)
+    try:
+        import_source(store, source, copy=copy)
+    finally:
+        source.close()
+
+
+def dump(store: Store) -> dict[str, object]:
+    """All that the index means: everything but times and stamps."""
+    found: dict[str, object] = {
+        "blobs": {
+            digest: (record.size, record.form, record.media_types, record.origin)
+            for digest, record in store.iter_blobs()
+        },
+        "manifests": dict(store.iter_manifests()),
+        "tags": {
+            (repository, tag): (record.manifest, record.origin, record.set_s)
+            for repository, tag, record in store.iter_tags()
+        },
+    }
+    layers, members = {}, {}
+    for digest, _ in store.iter_blobs():
+        record = store.find_layer(digest)
+        if record is not None:
+            values = [store.get_checkpoint_value(digest, number) for number in range(record.checkpoint_values)]
+            layers[digest] = (record, store.get_toc(digest), store.span_checksums(digest), values)
+    with store.index.read() as txn:
+        for key, value in txn.iter_raw(schema.MEMBERS):
+            members[key] = value[17:18]
+        inodes = dict(txn.iter(schema.INODE_BASES, InodeRange))
+    for key in members:
+        record = store.find_member(Digest.from_raw(key))
+        members[key] = (record.size, record.state)
+    return found | {"layers": layers, "members": members, "inodes": inodes}
+
+
+def read_all(store: Store, *, tagged: bool = True) -> dict[tuple[Digest, int], Digest]:
+    """The digest of every member of every layer, read as a mount reads it."""
+    found = {}
+    for digest, _ in store.iter_blobs():
+        if store.find_layer(digest) is None:
+            continue
+        with LayerReader(store, digest) as reader:
+            for number, member in enumerate(reader.toc):
+                if member.kind == 0:
+                    data = reader.open_member(number).read(0, member.size)
+                    found[digest, number] = Digest.of(data)
+                    assert found[digest, number].raw == member.digest
+    return found
+
+
+FILES = {"model/weights": bytes(range(256)) * 3000, "model/config.json": b"{}" * 40, "model/empty": b""}
+
+
+@pytest.fixture
+def many_forms(tmp_path: Path, many_forms_made: Path) -> Path:
+    """The home of a store with plain, gzip, zstd and raw kits, linked and copied, members, sessions, parents."""
+    subprocess.run(["cp", "-a", *many_forms_made.iterdir(), tmp_path], check=True)  # keeps hard links
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def many_forms_made(tmp_path_factory: pytest.TempPathFactory, shared_fixtures: Path) -> Path:
+    """The folder with that store and the storage that some of its blobs are linked from."""
+    tmp_path = tmp_path_factory.mktemp("many")
+    home = tmp_path / "home"
+    linked = tmp_path / "kit-v0.2.3"
+    shutil.copytree(shared_fixtures / "kit-v0.2.3", linked)
+    with Store.open(home) as store:
+        bring(store, linked, copy=False)
+        bring(store, shared_fixtures / "kit-v1.7.0")
+        bring(store, shared_fixtures / "modctl/layout", repository="localhost/mp")
+        bring(store, make_layout(tmp_path / "packed", "zstd", [layer("+zstd", FILES), layer("+gzip", {"x": b"x"})]))
+        for digest, record in list(store.iter_blobs()):
+            if any("zstd" in text for text in record.media_types):  # reading those materialises their members
+                with LayerReader(store, digest) as reader:
+                    assert reader.open_member(0).read(0, 5) == FILES["model/weights"][:5]
+        with store.lease("untag") as lease:
+            change = store.change(lease)
+            change.remove_tag("localhost/one-file", "1")
+            change.commit()
+        for reference in ("registry.example.com:8080/acme/team_a/tuned:1", None):
+            prepare_session(
+                store,
+                parse_reference(reference) if reference else None,
+                mountpoint=tmp_path / "mnt",
+                uid=0,
+                gid=0,
+                options=SessionOptions(),
+            ).close()
+    return tmp_path
+
+
+@pytest.fixture(name="dump")
+def _dump():
+    return dump
+
+
+@pytest.fixture(name="read_all")
+def _read_all():
+    return read_all
+
+
+@pytest.fixture(name="bring")
+def _bring():
+    return bring
+
+
+@pytest.fixture(name="make_layout")
+def _make_layout():
+    return make_layout
+
+
+@pytest.fixture(name="make_layer")
+def _make_layer():
+    return layer
+
+
+@pytest.fixture
+def silent() -> NoProgress:
+    """Progress that says nothing."""
+    return NoProgress()
