@@ -105,6 +105,24 @@ class TocReader:
             raise
         return pieces
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the two blocks that end the archive were read."""
+        return self._zero_blocks >= 2
+
+    def pass_over(self) -> int:
+        """Leave out the data and padding that are ahead, for who only looks at headers.
+
+        Returns:
+            How many bytes; they count as read.
+        """
+        if self._data_left and self._member is not None:
+            self._skip_size = -self._member.size % BLOCK_SIZE
+        size = self._data_left + self._skip_size
+        self._data_left = self._skip_size = 0
+        self.offset += size
+        return size
+
     def close(self) -> None:
         """Say that there are no more bytes.
 

@@ -3,6 +3,8 @@
 A `LayerReader` opens members of one layer; where the bytes come from depends on the layer::
 
     none          ranges of the blob, cut at spans; each span's checksum is compared before a byte leaves
+    none, split   the member's own file, trusted by its stamp when it is opened, else read by spans likewise
+                  (`split_member`)
     gzip, zstd    spans decoded from checkpoints (`lazy_layer`), compared likewise; the member's own file where the
                   store has one
     the same, without checkpoints
@@ -30,8 +32,9 @@ from kitfs.layer.member_file import MemberFileReader
 from kitfs.layer.policy import Materialise
 from kitfs.layer.span_reader import BlobSource, SpanReader
 from kitfs.layer.spans import first_spans
+from kitfs.layer.split_member import SplitMember, is_split
 from kitfs.oci.mediatype import Compression
-from kitfs.store.errors import LayerNotIndexed
+from kitfs.store.errors import BlobIsSplit, BlobNotFound, LayerNotIndexed
 from kitfs.store.records import KIND_FILE
 from kitfs.store.store import Store
 
@@ -151,6 +154,7 @@ class LayerReader:
             reason = f"{len(self._checksums)} bytes of span checksums for {self._first_spans[-1]} spans"
             raise LayerCorrupt(layer, member=None, span=None, offset=0, reason=reason)
         self._source = BlobSource(store, layer)
+        self._is_split = record.format == "tar" and is_split(store, layer)
 
     def open_member(self, index: int) -> MemberReader:
         """Open a file for reading; a short look at the index at most, nothing is decoded.
@@ -165,10 +169,13 @@ class LayerReader:
         if member.kind != KIND_FILE:
             raise NotAFile(self.layer, index)
         if self._source is not None:
-            self._source.open()
             first = self._first_spans[index] * CHECKSUM_SIZE
             stop = self._first_spans[index + 1] * CHECKSUM_SIZE
             checksums = memoryview(self._checksums)[first:stop]
+            if not self._is_split:
+                self._open_blob(self._source)
+            if self._is_split:
+                return SplitMember(self._store, self.layer, member, index, checksums)
             is_whole_blob = self.record.format == "raw"
             return SpanReader(self._source, member, index, checksums, is_whole_blob=is_whole_blob)
         if self._lazy is not None:
@@ -227,6 +234,14 @@ class LayerReader:
         assert member.digest is not None  # files have one
         self._materialiser.materialise(Digest.from_raw(member.digest))
         advance(member.size)
+
+    def _open_blob(self, source: BlobSource) -> None:
+        try:
+            source.open()
+        except (BlobIsSplit, BlobNotFound):
+            self._is_split = self.record.format == "tar" and is_split(self._store, self.layer)
+            if not self._is_split:  # else an import has stored it anew, in parts
+                raise
 
     def close(self) -> None:
         """Stop decoding, unless another reader of the layer waits for it; open members can still be read.

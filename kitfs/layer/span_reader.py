@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Literal
 
 from kitfs.digest import CHECKSUM_SIZE, Digest, checksum
@@ -41,12 +42,18 @@ class BlobSource:
         """The descriptor. Two threads that come first at once open two; one of them is closed soon.
 
         Raises:
-            BlobNotFound: when the blob is gone.
+            BlobNotFound, BlobIsSplit: when the blob is gone, or has no file of its own.
         """
         descriptor = self._descriptor
         if descriptor is None:
-            descriptor = self._descriptor = Descriptor(self._store.open_blob(self.layer))
+            descriptor = self._descriptor = Descriptor(self._open())
         return descriptor
+
+    def _path(self) -> Path:
+        return self._store.layout.blob(self.layer)
+
+    def _open(self) -> int:
+        return self._store.open_blob(self.layer)
 
     def find_opened(self) -> Descriptor | None:
         """The descriptor, when there is one already."""
@@ -54,7 +61,7 @@ class BlobSource:
 
     def reopen(self, descriptor: Descriptor) -> Descriptor | None:
         """A descriptor of what lies at the blob's place now, or None when that is the same file."""
-        status = find_status(self._store.layout.blob(self.layer))
+        status = find_status(self._path())
         if status is None or os.path.samestat(status, os.fstat(descriptor.fd)):
             return None
         self._descriptor = None
@@ -79,11 +86,19 @@ class SpanReader:
     __slots__ = ("_checksums", "_index", "_offset", "_source", "size", "state")
 
     def __init__(
-        self, source: BlobSource, member: TocMember, index: int, checksums: memoryview, *, is_whole_blob: bool
+        self,
+        source: BlobSource,
+        member: TocMember,
+        index: int,
+        checksums: memoryview,
+        *,
+        is_whole_blob: bool,
+        offset: int | None = None,
     ) -> None:
+        """Begin; ``offset`` is that of the member in the source's file, when this is not the layer."""
         self._source = source
         self._index = index
-        self._offset = member.offset
+        self._offset = member.offset if offset is None else offset
         self._checksums = checksums
         self.size = member.size
         self.state: Literal["lazy", "partial", "native"] = "native" if is_whole_blob else "lazy"

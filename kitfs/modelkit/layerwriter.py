@@ -19,6 +19,7 @@ from kitfs.modelkit.walk import Entry, naming
 from kitfs.oci.mediatype import Compression, LayerFormat
 from kitfs.store.ingest import Ingest
 from kitfs.store.lease import Lease
+from kitfs.store.split_ingest import SplitIngest
 from kitfs.store.store import Store
 from kitfs.transfer.intake import Progress
 
@@ -39,8 +40,10 @@ class FileChanged(KitfsError):
         self.path = path
 
 
-def write_tar_layer(store: Store, lease: Lease, entries: Iterable[Entry], progress: Progress) -> LayerIndex:
-    """Write a tar of the entries, in their order.
+def write_tar_layer(
+    store: Store, lease: Lease, entries: Iterable[Entry], progress: Progress, *, splits: bool = False
+) -> LayerIndex:
+    """Write a tar of the entries, in their order; as a recipe and members where ``splits`` says so.
 
     Raises:
         FileChanged: when a file's size or time changed meanwhile.
@@ -48,7 +51,7 @@ def write_tar_layer(store: Store, lease: Lease, entries: Iterable[Entry], progre
         MemberUnwritable, LayerMalformed: when a name or a number of members is beyond what we read back.
         StoreWriteFailed, LeaseEnded: when the store can not take it.
     """
-    with store.ingest(lease) as ingest:
+    with store.split_ingest(lease) if splits else store.ingest(lease) as ingest:
         layer = _Layer(ingest, LayerFormat.TAR)
         for entry in entries:
             name = os.fsencode(entry.path)
@@ -80,7 +83,7 @@ def write_raw_layer(store: Store, lease: Lease, entry: Entry, progress: Progress
 class _Layer:
     """An ingest and an indexer that get the same bytes, in pieces that are worth their calls."""
 
-    def __init__(self, ingest: Ingest, layer_format: LayerFormat) -> None:
+    def __init__(self, ingest: Ingest | SplitIngest, layer_format: LayerFormat) -> None:
         self._ingest = ingest
         self._indexer = LayerIndexer(layer_format, Compression.NONE, hashes_blob=False)
         self._pending: list[bytes] = []
@@ -95,7 +98,10 @@ class _Layer:
     def commit(self) -> LayerIndex:
         self._flush()
         index = self._indexer.finish(self._ingest.digest())
-        self._ingest.commit_blob(index.digest, index.size)
+        if isinstance(self._ingest, SplitIngest):
+            self._ingest.commit(index.toc, index.digest, index.size)
+        else:
+            self._ingest.commit_blob(index.digest, index.size)
         return index
 
     def _flush(self) -> None:

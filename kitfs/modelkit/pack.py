@@ -57,6 +57,7 @@ from kitfs.oci.reference import Reference
 from kitfs.store.change import Change
 from kitfs.store.lease import Lease
 from kitfs.store.records import ManifestRecord
+from kitfs.store.split_ingest import is_worth_splitting
 from kitfs.store.store import Store
 from kitfs.transfer.intake import Progress
 
@@ -194,7 +195,8 @@ def _pack_all(
 
 def _pack_layer(packing: _Packing, artifact: Artifact) -> tuple[Descriptor, Digest]:
     path = clean_path(artifact.path)
-    packing.progress.start(f"{artifact.kind} {path}", _measure(packing, artifact, path))
+    size, entry_count = _measure(packing, artifact, path)
+    packing.progress.start(f"{artifact.kind} {path}", size)
     annotations = {ANNOTATION_FILEPATH: path}
     layer_type = LayerType(artifact.kind)
     if artifact.subtype:
@@ -205,7 +207,8 @@ def _pack_layer(packing: _Packing, artifact: Artifact) -> tuple[Descriptor, Dige
         index, status = write_raw_layer(packing.store, packing.lease, _only_file(entries, path), packing.progress)
         annotations[ANNOTATION_FILE_METADATA] = _file_metadata(path, status)
     else:
-        index = write_tar_layer(packing.store, packing.lease, entries, packing.progress)
+        splits = is_worth_splitting(entry_count, size, size)
+        index = write_tar_layer(packing.store, packing.lease, entries, packing.progress, splits=splits)
     packing.progress.finish()
     media_type = encode_layer_type(layer_type)
     _add_layer(packing.change, index, media_type)
@@ -230,10 +233,11 @@ def _skipped(packing: _Packing, path: str, mode: int) -> None:
     packing.warn(f"{path} is {what} and is not packed")
 
 
-def _measure(packing: _Packing, artifact: Artifact, path: str) -> int:
-    """Bytes of all files of a layer; warns of what would surprise."""
-    size = count = 0
+def _measure(packing: _Packing, artifact: Artifact, path: str) -> tuple[int, int]:
+    """Bytes of all files of a layer, and its files and directories; warns of what would surprise."""
+    size = count = entry_count = 0
     for entry in _entries(packing, path):
+        entry_count += 1
         if entry.kind is MemberKind.FILE:
             size += entry.status.st_size
             count += 1
@@ -241,7 +245,7 @@ def _measure(packing: _Packing, artifact: Artifact, path: str) -> int:
             packing.warn(f"{entry.path} holds '..' in its name; kit leaves such files out and does not unpack them")
     if not count:
         packing.warn(f"no files in the {artifact.kind} layer with path {path}")
-    return size
+    return size, entry_count
 
 
 def _only_file(entries: Iterator[walk.Entry], path: str) -> walk.Entry:

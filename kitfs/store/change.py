@@ -8,8 +8,9 @@ has both records and tags is two transactions around the log::
     txn 2   tags, position in the log             acknowledged
 
 so that whatever a log line names has its records before the line is written, tables of contents included, which
-could not be made again here. A second commit costs 0.2 ms. The line is written inside txn 2, whose holder is the
-only writer of the log in all processes. One change is one thread's.
+could not be made again here. Members of a split blob are recorded, and pinned, in the transaction that records it. A
+second commit costs 0.2 ms. The line is written inside txn 2, whose holder is the only writer of the log in all
+processes. One change is one thread's.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
-from kitfs.store import catalog, durable, schema, tags, tags_log
+from kitfs.store import catalog, durable, gate, pins, schema, tags, tags_log
 from kitfs.store.errors import (
     BlobNotFound,
     LimitExceeded,
@@ -32,8 +32,10 @@ from kitfs.store.errors import (
     SizeMismatch,
 )
 from kitfs.store.index import Index, Txn
+from kitfs.store.layout import Layout
 from kitfs.store.lease import Lease, Placement
 from kitfs.store.outline import MEMBERS_MIN, encode_outline
+from kitfs.store.recipe import Recipe, read_recipe
 from kitfs.store.records import (
     BlobForm,
     BlobRecord,
@@ -81,6 +83,7 @@ class _Pending:
     members: dict[Digest, _Member] = field(default_factory=dict)
     set: list[tuple[str, str, Digest, str]] = field(default_factory=list)
     removed: list[tuple[str, str]] = field(default_factory=list)
+    pins: dict[Digest, list[Digest]] = field(default_factory=dict)
 
     def has_records(self) -> bool:
         return bool(self.blobs or self.layers or self.manifests or self.members)
@@ -102,7 +105,7 @@ class Change:
 
         Args:
             digest: Its digest.
-            size: Its size; the file must have it when the change is committed.
+            size: Its size; the file, or the recipe of a split one, must have it when the change is committed.
             media_type: Under which it was seen; added to those that are recorded.
             origin: Where it came from.
             form: How its file came to be, where neither this lease nor an earlier record knows.
@@ -179,6 +182,7 @@ class Change:
 
         Raises:
             BlobNotFound, MemberNotFound, SizeMismatch: when a file is not there or not whole.
+            BlobCorrupt: when a recipe does not verify.
             ManifestIncomplete: when a manifest's config or layer is not recorded.
             ManifestNotFound: when a tag's manifest is not recorded.
             TagNotFound: when a tag to remove is not there.
@@ -189,32 +193,59 @@ class Change:
         self._lease.check_open()
         now_s = int(time.time())
         if pending.has_records():
-            with self._index.read() as txn:
-                self._sync_names(txn, pending)
-                for digest, member in pending.members.items():
-                    old = _find_verified(txn, schema.MEMBERS, digest, MemberRecord)
-                    member.stamp = member.stamp or (old.stamp if old else None)
-            blobs = {digest: self._check_blob(digest, blob) for digest, blob in pending.blobs.items()}
+            self._commit_records(pending, now_s)
+        if pending.set or pending.removed:
+            self._commit_tags(pending, now_s)
+
+    def _commit_records(self, pending: _Pending, now_s: int) -> None:
+        with self._index.read() as txn:
+            recipes = self._take_recipes(txn, pending)
+            self._sync_names(txn, pending)
+            for digest, member in pending.members.items():
+                old = _find_verified(txn, schema.MEMBERS, digest, MemberRecord)
+                member.stamp = member.stamp or (old.stamp if old else None)
+        for digest in pending.members:
+            if digest in self._lease.member_placements:
+                settle(self._lease.member_placements[digest].stamp)
+        # Who drops a member does so inside the exclusive gate: none goes between the look at it and its pin.
+        with gate.shared(self._layout.gc_lock) if pending.pins else contextlib.nullcontext():
+            blobs = {digest: self._check_blob(digest, blob, recipes) for digest, blob in pending.blobs.items()}
             members = {digest: self._check_member(digest, member) for digest, member in pending.members.items()}
             with self._index.write() as txn:
                 for digest, blob in pending.blobs.items():
                     self._put_blob(txn, digest, blob, blobs[digest], now_s)
-                records = {
-                    digest: MemberRecord(member.size, "native", now_s, members[digest])
-                    for digest, member in pending.members.items()
-                }
+                records: dict[Digest, MemberRecord] = {}
+                for digest, member in pending.members.items():
+                    old = _find_verified(txn, schema.MEMBERS, digest, MemberRecord)
+                    merged = pins.merge_pins(old, pending.pins.get(digest, ()))
+                    records[digest] = MemberRecord(member.size, "native", now_s, members[digest], merged)
                 if records:
                     catalog.put_members(txn, records)
                 _put_layers(txn, pending)
                 _put_manifests(txn, pending)
-        if pending.set or pending.removed:
-            self._commit_tags(pending, now_s)
+
+    def _take_recipes(self, txn: Txn, pending: _Pending) -> dict[Digest, Recipe | None]:
+        """The split blobs, with recipes where they are not recorded as such: their members join the change."""
+        recipes: dict[Digest, Recipe | None] = {}
+        for digest, blob in pending.blobs.items():
+            placement = self._lease.placements.get(digest)
+            old = _find_verified(txn, schema.BLOBS, digest, BlobRecord)
+            if _form(blob, placement, old, self._layout, digest) != "split":
+                continue
+            recipes[digest] = None
+            if placement or old is None:
+                recipe = recipes[digest] = read_recipe(self._layout, digest)
+                for member, size in recipe.sizes().items():
+                    pending.members.setdefault(member, _Member(size, None))
+                    pending.pins.setdefault(member, []).append(digest)
+        return recipes
 
     def _sync_names(self, txn: Txn, pending: _Pending) -> None:
         """Sync directories of files found unrecorded: who renamed them there may have died before doing so."""
         folders = {
-            self._layout.blob(digest).parent
+            folder
             for digest in pending.blobs
+            for folder in (self._layout.blob(digest).parent, self._layout.recipe(digest).parent)
             if digest not in self._lease.placements and not txn.contains(schema.BLOBS, digest.raw)
         }
         folders |= {
@@ -225,14 +256,16 @@ class Change:
         for folder in folders:
             durable.sync_directory(folder)
 
-    def _check_blob(self, digest: Digest, blob: _Blob) -> Stamp | None:
-        path = self._layout.blob(digest)
-        status = find_status(path)
+    def _check_blob(self, digest: Digest, blob: _Blob, recipes: dict[Digest, Recipe | None]) -> Stamp | None:
+        placement = self._lease.placements.get(digest)
+        status = find_status(self._layout.recipe(digest) if digest in recipes else self._layout.blob(digest))
         if status is None:
             raise BlobNotFound(digest)
-        if status.st_size != blob.size:
-            raise SizeMismatch(blob.size, status.st_size, f"blob {digest}")
-        placement = self._lease.placements.get(digest)
+        size, recipe = status.st_size, recipes.get(digest)
+        if digest in recipes:
+            size = recipe.size if recipe is not None else blob.size  # its record was made with the right one
+        if size != blob.size:
+            raise SizeMismatch(blob.size, size, f"blob {digest}")
         if placement is None:
             return None
         stamp = stamp_of(status)
@@ -260,7 +293,7 @@ class Change:
             media_types.append(blob.media_type)
         record = BlobRecord(
             size=blob.size,
-            form=_form(blob, placement, old, self._layout.blob(digest)),
+            form=_form(blob, placement, old, self._layout, digest),
             media_types=media_types[: schema.MEDIA_TYPES_MAX],
             origin=old.origin if old else blob.origin,
             added_s=old.added_s if old else now_s,
@@ -268,6 +301,8 @@ class Change:
             stamp=stamp if placement or old is None else old.stamp,
         )
         txn.put(schema.BLOBS, digest.raw, record)
+        if old is not None and old.form == "split" and record.form != "split":
+            pins.unpin_members(txn, [digest])
 
     def _commit_tags(self, pending: _Pending, now_s: int) -> None:
         start = stop = -1
@@ -305,15 +340,16 @@ def _find_verified(txn: Txn, table: str, digest: Digest, kind: type[Record]) -> 
         return None
 
 
-def _form(blob: _Blob, placement: Placement | None, old: BlobRecord | None, path: Path) -> BlobForm:
+def _form(blob: _Blob, placement: Placement | None, old: BlobRecord | None, layout: Layout, digest: Digest) -> BlobForm:
     if placement is not None:
-        status = find_status(path)
+        status = find_status(layout.blob(digest)) if placement.form != "split" else None
         if status is not None and status.st_ino != placement.stamp.inode and status.st_nlink > 1:
             return "linked"  # another import has linked it over ours since
         return placement.form
     if old is not None:
         return old.form
-    return blob.form or "whole"
+    is_split = find_status(layout.blob(digest)) is None and find_status(layout.recipe(digest)) is not None
+    return blob.form or ("split" if is_split else "whole")
 
 
 def _check_tag(repository: str, tag: str) -> None:

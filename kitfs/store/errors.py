@@ -144,6 +144,14 @@ class BlobCorrupt(IntegrityError):
         self.reason = reason
 
 
+class BlobIsSplit(KitfsError):
+    """A blob is kept as a recipe and members, so that no one file is it; ``Store.open_content`` reads it."""
+
+    def __init__(self, digest: Digest) -> None:
+        super().__init__(f"blob {digest} is kept in parts and has no file of its own")
+        self.digest = digest
+
+
 class CanNotLink(KitfsError):
     """A file can not become a blob by a hard link; copying it works."""
 

@@ -20,6 +20,7 @@ from kitfs.oci.mediatype import parse_layer_type
 from kitfs.store import agreement, catalog, gate, schema, tags, tags_log
 from kitfs.store.errors import RecordCorrupt, TagsLogCorrupt
 from kitfs.store.findings import Finding, FsckReport, Weight
+from kitfs.store.fsck_split import find_corrupt_recipes, find_damaged_members, find_wrong_pins, find_wrong_split
 from kitfs.store.gc import iter_files
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -145,9 +146,9 @@ def find_disagreeing_counts(view: View) -> Iterator[Finding]:
 
 
 def find_missing_blobs(view: View) -> Iterator[Finding]:
-    """Records of blobs without a regular file."""
-    for digest in view.blobs:
-        status = find_status(view.layout.blob(digest))
+    """Records of blobs without a regular file, or without a recipe where they are split."""
+    for digest, record in view.blobs.items():
+        status = find_status(view.layout.blob_in_form(digest, record.form))
         if status is None or not stat.S_ISREG(status.st_mode):
             yield Finding("missing-blob", str(digest), "its file is not there", Weight.LOST)
 
@@ -155,7 +156,7 @@ def find_missing_blobs(view: View) -> Iterator[Finding]:
 def find_wrong_sizes(view: View) -> Iterator[Finding]:
     """Blobs whose file has another size than its record."""
     for digest, record in view.blobs.items():
-        status = find_status(view.layout.blob(digest))
+        status = find_status(view.layout.blob(digest)) if record.form != "split" else None
         if status is not None and stat.S_ISREG(status.st_mode) and status.st_size != record.size:
             detail = f"its file has {status.st_size} bytes, expected {record.size}"
             yield Finding("wrong-size", str(digest), detail, Weight.LOST)
@@ -163,14 +164,17 @@ def find_wrong_sizes(view: View) -> Iterator[Finding]:
 
 def find_wrong_digests(view: View) -> Iterator[Finding]:
     """Blobs and members whose bytes have another digest: reads them all."""
-    for digest in view.blobs:
+    for digest, blob in view.blobs.items():
+        if blob.form == "split":
+            yield from find_wrong_split(view, digest)
+            continue
         detail = _compare_digest(view, view.layout.blob(digest), digest)
         if detail:
             yield Finding("wrong-digest", str(digest), detail, Weight.LOST)
-    for digest in view.members:
+    for digest, member in view.members.items():
         detail = _compare_digest(view, view.layout.member(digest), digest)
         if detail:
-            yield Finding("wrong-member-digest", str(digest), detail, Weight.REPAIRABLE)
+            yield Finding("wrong-member-digest", str(digest), detail, _member_weight(member))
 
 
 def _compare_digest(view: View, path: Path, digest: Digest) -> str:
@@ -222,7 +226,13 @@ def find_incomplete_manifests(view: View) -> Iterator[Finding]:
 
 def _weight(view: View, blob: Digest) -> Weight:
     """A record whose file is there can be made anew."""
-    return Weight.LOST if find_status(view.layout.blob(blob)) is None else Weight.REPAIRABLE
+    paths = view.layout.blob(blob), view.layout.recipe(blob)
+    return Weight.LOST if all(find_status(path) is None for path in paths) else Weight.REPAIRABLE
+
+
+def _member_weight(record: MemberRecord) -> Weight:
+    """Nothing else has the bytes of a member that split blobs need."""
+    return Weight.LOST if record.pins else Weight.REPAIRABLE
 
 
 def find_layers_without_blob(view: View) -> Iterator[Finding]:
@@ -251,11 +261,11 @@ def find_unindexed_layers(view: View) -> Iterator[Finding]:
 
 
 def find_missing_members(view: View) -> Iterator[Finding]:
-    """Records of members without a regular file; their layers have the bytes."""
-    for digest in view.members:
+    """Records of members without a regular file; their layers have the bytes, unless they are split."""
+    for digest, record in view.members.items():
         status = find_status(view.layout.member(digest))
         if status is None or not stat.S_ISREG(status.st_mode):
-            yield Finding("missing-member", str(digest), "its file is not there", Weight.REPAIRABLE)
+            yield Finding("missing-member", str(digest), "its file is not there", _member_weight(record))
 
 
 def find_wrong_member_total(view: View) -> Iterator[Finding]:
@@ -278,7 +288,7 @@ def find_stale_members(view: View) -> Iterator[Finding]:
             continue  # named by find_missing_members
         if status.st_size != record.size:
             detail = f"its file has {status.st_size} bytes, expected {record.size}"
-            yield Finding("stale-member", str(digest), detail, Weight.REPAIRABLE)
+            yield Finding("stale-member", str(digest), detail, _member_weight(record))
         elif record.stamp is None:
             detail = "its file has not stood still since it was placed; it is hashed when it is next opened"
             yield Finding("unstamped-member", str(digest), detail, Weight.NOTE)
@@ -304,7 +314,8 @@ def find_overlapping_inodes(view: View) -> Iterator[Finding]:
 
 def find_unknown_files(view: View) -> Iterator[Finding]:
     """Files that have no record: in flight, or left by an operation that did not finish, or not ours."""
-    for kind, records in (("blobs", view.blobs), ("members", view.members)):
+    split = {digest for digest, record in view.blobs.items() if record.form == "split"}
+    for kind, records in (("blobs", view.blobs.keys() - split), ("recipes", split), ("members", view.members.keys())):
         for digest, _ in iter_files(view.layout, kind):
             if digest not in records:
                 yield Finding("unknown-file", f"{kind} {digest}", "no record names it; gc removes it", Weight.NOTE)
@@ -332,6 +343,7 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     find_disagreeing_counts,
     find_missing_blobs,
     find_wrong_sizes,
+    find_corrupt_recipes,
     find_tags_without_manifest,
     find_lost_tags,
     find_incomplete_manifests,
@@ -341,6 +353,8 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     find_missing_members,
     find_stale_members,
     find_wrong_member_total,
+    find_damaged_members,
+    find_wrong_pins,
     find_overlapping_inodes,
     find_unknown_files,
     find_leftovers,
@@ -348,7 +362,12 @@ CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (
 """All but ``find_wrong_digests``, which reads every byte."""
 
 _OF_LOG = frozenset({"disagreeing-counts", "corrupt-tags-log"})
-_OF_FILES = {"missing-blob": schema.BLOBS, "missing-member": schema.MEMBERS, "wrong-digest": schema.BLOBS}
+_OF_FILES = {
+    "missing-blob": schema.BLOBS,
+    "corrupt-recipe": schema.BLOBS,
+    "missing-member": schema.MEMBERS,
+    "wrong-digest": schema.BLOBS,
+}
 
 
 def check(store: Store, *, read_data: bool = False) -> FsckReport:
@@ -356,7 +375,7 @@ def check(store: Store, *, read_data: bool = False) -> FsckReport:
 
     Args:
         store: The store.
-        read_data: Also hash every blob and member.
+        read_data: Also hash every blob and member, and what recipes and members give.
 
     Raises:
         IndexFailed, IndexCorrupt, StoreWriteFailed: when the index or a folder can not be read at all.

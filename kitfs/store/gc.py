@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
-from kitfs.store import agreement, catalog, durable, gate, index_swap, partials, schema, tags
+from kitfs.store import agreement, catalog, durable, gate, index_swap, partials, pins, schema, tags
 from kitfs.store.errors import IndexDisagrees
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kitfs.store.store import Store
 
 
+_OTHER_FORM = "the store keeps this blob in another form"
 _UNFINISHED = "the operation that stored it did not finish"
 
 
@@ -81,6 +82,8 @@ class _File:
 class _Plan:
     blobs: dict[Digest, _File | None] = field(default_factory=dict)
     members: dict[Digest, _File | None] = field(default_factory=dict)
+    others: list[_File] = field(default_factory=list)  # recipes, and files that another form replaced
+    unpinned: set[Digest] = field(default_factory=set)  # split blobs that go
     victims: list[Victim] = field(default_factory=list)
     leftovers: list[Path] = field(default_factory=list)
     partials: list[Path] = field(default_factory=list)
@@ -100,7 +103,7 @@ def gc(store: Store, *, dry_run: bool = False, grace_s: float = 0) -> GcReport:
         IndexFailed, StoreWriteFailed: when writing failed; what has not gone goes next time.
     """
     layout, index = store.layout, store.index
-    files = {kind: dict(iter_files(layout, kind)) for kind in ("blobs", "members")}
+    files = {kind: dict(iter_files(layout, kind)) for kind in ("blobs", "recipes", "members")}
     report = GcReport(dry_run)
     with (gate.shared if dry_run else gate.exclusive)(layout.gc_lock):
         if not dry_run:
@@ -126,8 +129,8 @@ def gc(store: Store, *, dry_run: bool = False, grace_s: float = 0) -> GcReport:
 
 
 def iter_files(layout: Layout, kind: str) -> Iterator[tuple[Digest, _File]]:
-    """The files under ``blobs`` or ``members`` that have a digest for a name."""
-    for folder in sorted(layout.content(kind).iterdir()):
+    """The files under ``blobs``, ``recipes`` or ``members`` that have a digest for a name."""
+    for folder in sorted(layout.content(kind).glob("*")):  # nothing where a full disk kept it from being made
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 if len(entry.name) != 64 or not entry.is_file(follow_symlinks=False):
@@ -155,12 +158,19 @@ def _decide(
         marks.members |= members.keys()
     if grace_s:
         _keep_young_files(marks, files, members, young_s)
+    marks.members.update(digest for digest, record in members.items() if not marks.blobs.isdisjoint(record.pins))
     plan = _Plan()
-    for digest in sorted((blobs.keys() | files["blobs"].keys()) - marks.blobs):
-        file = plan.blobs[digest] = files["blobs"].get(digest)
+    for digest in sorted((blobs.keys() | files["blobs"].keys() | files["recipes"].keys()) - marks.blobs):
+        file, recipe = files["blobs"].get(digest), files["recipes"].get(digest)
+        plan.blobs[digest] = file
+        plan.others += [recipe] if recipe else []
+        if digest in blobs and blobs[digest].form == "split":
+            plan.unpinned.add(digest)
         is_kit = txn.contains(schema.MANIFESTS, digest.raw)
         reason = "no tag, lease or session leads to it" if digest in blobs else _UNFINISHED
-        plan.victims.append(Victim("ModelKit" if is_kit else "blob", str(digest), file.size if file else 0, reason))
+        size = (file.size if file else 0) + (recipe.size if recipe else 0)
+        plan.victims.append(Victim("ModelKit" if is_kit else "blob", str(digest), size, reason))
+    _plan_other_forms(plan, files, blobs, notes.held | young, young_s)
     for digest in sorted((members.keys() | files["members"].keys()) - marks.members):
         file = plan.members[digest] = files["members"].get(digest)
         reason = "no layer that is kept has it" if digest in members else _UNFINISHED
@@ -175,9 +185,25 @@ def _decide(
 def _keep_young_files(
     marks: Marks, files: dict[str, dict[Digest, _File]], members: dict[Digest, MemberRecord], young_s: float
 ) -> None:
-    marks.blobs.update(digest for digest, file in files["blobs"].items() if file.changed_s >= young_s)
+    for kind in ("blobs", "recipes"):
+        marks.blobs.update(digest for digest, file in files[kind].items() if file.changed_s >= young_s)
     marks.members.update(digest for digest, file in files["members"].items() if file.changed_s >= young_s)
     marks.members.update(digest for digest, record in members.items() if record.last_used_s >= young_s)
+
+
+def _plan_other_forms(
+    plan: _Plan,
+    files: dict[str, dict[Digest, _File]],
+    blobs: dict[Digest, BlobRecord],
+    held: set[Digest],
+    young_s: float,
+) -> None:
+    """Of blobs that are there in both forms, the one that is not recorded: two imports stored it in two ways."""
+    for digest in sorted((files["blobs"].keys() & files["recipes"].keys() & blobs.keys()) - plan.blobs.keys() - held):
+        file = files["blobs" if blobs[digest].form == "split" else "recipes"][digest]
+        if file.changed_s < young_s:
+            plan.others.append(file)
+            plan.victims.append(Victim("blob", str(digest), file.size, _OTHER_FORM))
 
 
 def _plan_leftovers(plan: _Plan, notes: Notes) -> None:
@@ -211,13 +237,15 @@ def _forget(txn: Txn, plan: _Plan) -> None:
         txn.delete(schema.BLOBS, digest.raw)
     if plan.members:
         catalog.delete_members(txn, plan.members)
+    if plan.unpinned:
+        pins.unpin_members(txn, plan.unpinned)
 
 
 def _take_away(layout: Layout, plan: _Plan) -> list[Path]:
     """Rename files of victims into trash and unlink dead notes; the trash is for after the lock."""
     trash: list[Path] = []
     prefix = f"{TRASH_PREFIX}{secrets.token_hex(8)}"
-    for file in (*plan.blobs.values(), *plan.members.values()):
+    for file in (*plan.blobs.values(), *plan.others, *plan.members.values()):
         if file is not None:
             target = layout.ingest / f"{prefix}.{len(trash)}"
             with durable.naming(file.path, "removing"), contextlib.suppress(FileNotFoundError):

@@ -4,7 +4,8 @@ Used by every module of the store. Knows names and modes, never contents. The tr
 
     version                        one line; written last, so a home without it is not a store yet
     blobs/sha256/<ab>/<hex>        published bytes, 0444, never changed
-    members/sha256/<ab>/<hex>      a member's bytes, 0444, can be made anew from its layer
+    recipes/sha256/<ab>/<hex>      a split blob without its members' bytes, 0444, never changed
+    members/sha256/<ab>/<hex>      a member's bytes, 0444; part of a split blob, or can be made anew from its layer
     partial/<boot id>/             members being put together from spans (``partials``)
     ingest/<lease id>.<n>          writes in progress; ingest/trash-… is on its way out
     sessions/<id>.json .holds .names
@@ -17,11 +18,13 @@ Used by every module of the store. Knows names and modes, never contents. The tr
 
 ``<ab>`` is the first byte of the digest in hexadecimal; all 256 directories of each kind are made with the store,
 so that a rename into one never has to make it. One fsync of the directory above makes all 256 entries durable, and
-whoever places a file in one syncs that one: 10 fsyncs for a new store instead of 522.
+whoever places a file in one syncs that one: 12 fsyncs for a new store instead of 780. A store that an earlier program
+of the same format made has no ``recipes/``: it is made when such a store is opened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -29,14 +32,20 @@ from pathlib import Path
 
 from kitfs.digest import Digest
 from kitfs.store import durable
-from kitfs.store.errors import StoreNotFound, StoreNotUsable, StoreOwnerMismatch, StoreVersionUnsupported
+from kitfs.store.errors import (
+    StoreNotFound,
+    StoreNotUsable,
+    StoreOwnerMismatch,
+    StoreVersionUnsupported,
+    StoreWriteFailed,
+)
 
 FORMAT_VERSION = 1
 """The format that this program writes and the newest that it reads."""
 
 _VERSION_SIZE_MAX = 64
 _FOLDERS = ("ingest", "partial", "sessions", "leases", "index")
-_CONTENT = ("blobs", "members")
+_CONTENT = ("blobs", "recipes", "members")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +109,20 @@ class Layout:
         return self.home / "quarantine"
 
     def content(self, kind: str) -> Path:
-        """The folder of ``blobs`` or ``members``."""
+        """The folder of ``blobs``, ``recipes`` or ``members``."""
         return self.home / kind / "sha256"
 
     def blob(self, digest: Digest) -> Path:
         """Where a blob's file lies."""
         return self.home / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+
+    def recipe(self, digest: Digest) -> Path:
+        """Where the recipe of a split blob lies."""
+        return self.home / "recipes" / "sha256" / digest.hex[:2] / digest.hex
+
+    def blob_in_form(self, digest: Digest, form: str) -> Path:
+        """Where a blob's file lies, or its recipe when the form is ``split``."""
+        return self.recipe(digest) if form == "split" else self.blob(digest)
 
     def member(self, digest: Digest) -> Path:
         """Where a member's file lies."""
@@ -143,6 +160,10 @@ def open_layout(home: Path, *, create: bool) -> Layout:
             raise StoreNotFound(home) from None
         _create(layout)
         _check_version(layout)
+    if not (layout.content("recipes") / "ff").is_dir():  # the last one that is made
+        with contextlib.suppress(StoreWriteFailed):  # a full disk keeps nobody from reading
+            _make_content(layout, "recipes")
+            durable.sync_directory(home)
     return layout
 
 
@@ -170,18 +191,23 @@ def _create(layout: Layout) -> None:
         home.chmod(0o700)
         for name in _FOLDERS:
             (home / name).mkdir(mode=0o700, exist_ok=True)
-        for kind in _CONTENT:
-            (home / kind).mkdir(mode=0o700, exist_ok=True)
-            layout.content(kind).mkdir(mode=0o700, exist_ok=True)
-            for number in range(256):
-                (layout.content(kind) / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
         for path in (layout.gc_lock, layout.tags_log):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     for kind in _CONTENT:
-        durable.sync_directory(layout.content(kind))
-        durable.sync_directory(layout.content(kind).parent)
+        _make_content(layout, kind)
     for name in _FOLDERS:
         durable.sync_directory(home / name)
     scratch = home / f".version-{os.getpid()}-{os.urandom(4).hex()}"
     durable.write_file(layout.version, f"{FORMAT_VERSION}\n".encode(), scratch=scratch, mode=0o600)
     durable.sync_directory(home.parent)
+
+
+def _make_content(layout: Layout, kind: str) -> None:
+    """Make the folders of one kind, their entries on disk when this returns; the caller syncs the home."""
+    with durable.naming(layout.home, "making folders in"):
+        (layout.home / kind).mkdir(mode=0o700, exist_ok=True)
+        layout.content(kind).mkdir(mode=0o700, exist_ok=True)
+        for number in range(256):
+            (layout.content(kind) / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+    durable.sync_directory(layout.content(kind))
+    durable.sync_directory(layout.content(kind).parent)

@@ -59,7 +59,8 @@ class HeldDigests:
             if digest in self._held:
                 return
             with gate.shared(self.layout.gc_lock):
-                if not (self.layout.blob(digest).exists() or self.layout.member(digest).exists()):
+                places = (self.layout.blob(digest), self.layout.member(digest), self.layout.recipe(digest))
+                if not any(path.exists() for path in places):
                     raise BlobNotFound(digest)
                 self._append(digest)
             self._held.add(digest)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
 from kitfs.store import catalog, schema, tags
 from kitfs.store.errors import (
     BlobCorrupt,
+    BlobIsSplit,
     BlobNotFound,
     BlobTooLarge,
     LayerNotIndexed,
@@ -26,6 +28,9 @@ from kitfs.store.plain import NotPlain, open_plain
 from kitfs.store.records import BlobRecord, LayerRecord, ManifestRecord, MemberRecord, TagRecord, TocMember
 from kitfs.store.stamp import find_status, matches
 from kitfs.store.toc import Toc
+
+if TYPE_CHECKING:
+    from kitfs.store.content import Content
 
 READ_SIZE_MAX = 4 << 20
 
@@ -74,13 +79,28 @@ class StoreReads:
         Raises:
             BlobNotFound: when no file is there.
             BlobCorrupt: when something else lies in its place: a symlink, a folder, a pipe.
+            BlobIsSplit: when it is kept as a recipe; ``open_content`` opens either form.
         """
         try:
             return open_plain(self.layout.blob(digest))
         except FileNotFoundError:
-            raise BlobNotFound(digest) from None
+            error = BlobIsSplit(digest) if self.layout.recipe(digest).exists() else BlobNotFound(digest)
+            raise error from None
         except NotPlain:
             raise BlobCorrupt(digest, "what lies in its place is no plain file") from None
+
+    def open_content(self, digest: Digest) -> Content:
+        """A blob's published bytes, by ranges or in order, in whichever form it is kept; a context manager.
+
+        Not verified: who must know that they are the digest's hashes them.
+
+        Raises:
+            BlobNotFound: when it is not there.
+            BlobCorrupt: when its recipe does not verify.
+        """
+        from kitfs.store.content import open_content  # a mount reads members
+
+        return open_content(self.layout, digest)
 
     def read_blob(self, digest: Digest, *, limit: int = READ_SIZE_MAX) -> bytes:
         """A small blob's bytes, verified.
@@ -90,19 +110,22 @@ class StoreReads:
             BlobTooLarge: when it has more than ``limit`` bytes.
             BlobCorrupt: when its bytes have another digest.
         """
-        fd = self.open_blob(digest)
         try:
-            size = os.fstat(fd).st_size
-            if size > limit:
-                raise BlobTooLarge(digest, size, limit)
-            with open(fd, "rb", buffering=0, closefd=False) as file:
-                data = file.read(limit + 1)
-        finally:
-            os.close(fd)
+            fd = self.open_blob(digest)
+        except BlobIsSplit:
+            data = self._read_split(digest, limit)
+        else:
+            data = _read_whole(fd, digest, limit)
         actual = Digest.of(data)
         if actual != digest:
             raise BlobCorrupt(digest, f"its {len(data)} bytes have digest {actual}")
         return data
+
+    def _read_split(self, digest: Digest, limit: int) -> bytes:
+        with self.open_content(digest) as content:
+            if content.size > limit:
+                raise BlobTooLarge(digest, content.size, limit)
+            return content.read(0, content.size)
 
     def find_manifest(self, digest: Digest) -> ManifestRecord | None:
         """The manifest's record, or None.
@@ -276,15 +299,23 @@ class StoreReads:
         return record is not None and matches(record.stamp, find_status(self.layout.member(digest)))
 
     def is_trusted(self, digest: Digest) -> bool:
-        """Whether a blob's file looks as it did when it was last verified; linked blobs never are.
+        """Whether a blob's file looks as it did when it was last verified; linked and split blobs never are.
 
         Raises:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
         record = self.find_blob(digest)
-        if record is None or record.form == "linked":
+        if record is None or record.form != "whole":
             return False
         try:
             return matches(record.stamp, os.lstat(self.layout.blob(digest)))
         except OSError:
             return False
+
+
+def _read_whole(fd: int, digest: Digest, limit: int) -> bytes:
+    with open(fd, "rb", buffering=0) as file:
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise BlobTooLarge(digest, size, limit)
+        return file.read(limit + 1)

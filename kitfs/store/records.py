@@ -14,8 +14,9 @@ from kitfs.digest import CHECKSUM_SIZE, Digest, checksum
 from kitfs.store.errors import RecordCorrupt
 from kitfs.store.schema import VALUE_FORMAT
 
-BlobForm = Literal["whole", "linked"]
-"""``whole``: a file of our own making. ``linked``: a second name of another program's file."""
+BlobForm = Literal["whole", "linked", "split"]
+"""``whole``: a file of our own making. ``linked``: a second name of another program's file. ``split``: a recipe under
+``recipes/`` and member files, which together are the blob (``recipe.py``)."""
 
 KIND_FILE = 0
 KIND_DIRECTORY = 1
@@ -40,16 +41,17 @@ class Stamp(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BlobRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A blob whose whole file is in the store.
+    """A blob that is in the store.
 
     Attributes:
         size: Bytes.
-        form: Whether the file is our own or a hard link to another program's.
+        form: Whether it is a file of our own, a hard link to another program's, or a recipe with its members.
         media_types: Media types it was seen under, in order of appearance.
         origin: Where it came from, for people: ``here``, ``kit``, ``layout``, a registry's host.
         added_s: When it was first recorded, seconds since the epoch.
         last_used_s: When it was last recorded or held by a change.
-        stamp: Its file when last verified, or None when it has to be hashed before it is trusted.
+        stamp: Its file (of a split blob, its recipe) when last verified, or None when it has to be hashed before it is
+            trusted.
     """
 
     size: int
@@ -146,7 +148,8 @@ class MemberRecord(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         size: Bytes.
-        state: ``native``.
+        state: ``native``; ``damaged`` when its bytes were found to be wrong and recipes need it: importing a ModelKit
+            that has it puts it right.
         last_used_s: When it was last recorded or opened, seconds since the epoch; opening is noted late.
         stamp: Its file when last verified, or None when it has to be hashed before it is trusted.
         pins: Split blobs of which it is a part: while there is one it is neither evicted nor dropped.

@@ -52,13 +52,17 @@ def record_from_files(txn: Txn, layout: Layout, digest: Digest, *, origin: str, 
     for descriptor in (manifest.config, *manifest.layers):
         sizes[descriptor.digest] = descriptor.size
         types[descriptor.digest] = descriptor.media_type
-    if not all(_is_whole(layout, blob, size) for blob, size in sizes.items()):
-        return False
+    forms: dict[Digest, BlobForm] = {}
     for blob, size in sizes.items():
+        form = _find_form(layout, blob, size)
+        if form is None:
+            return False
+        forms[blob] = form
+    for blob, form in forms.items():
         if catalog.find_blob(txn, blob) is None:
-            linked = os.lstat(layout.blob(blob)).st_nlink > 1
-            form: BlobForm = "linked" if linked else "whole"
-            txn.put(schema.BLOBS, blob.raw, BlobRecord(size, form, [types[blob]], origin, now_s, now_s))
+            txn.put(schema.BLOBS, blob.raw, BlobRecord(sizes[blob], form, [types[blob]], origin, now_s, now_s))
+            if form == "split":
+                _pin(txn, layout, blob, now_s)
     if catalog.find_manifest(txn, digest) is not None:
         return True
     layers = [layer.digest for layer in manifest.layers]
@@ -80,9 +84,24 @@ def _read_manifest(layout: Layout, digest: Digest) -> Manifest | None:
         return None
 
 
-def _is_whole(layout: Layout, digest: Digest, size: int) -> bool:
+def _find_form(layout: Layout, digest: Digest, size: int) -> BlobForm | None:
+    """In which form a blob of this size is there, or None."""
     try:
         status = os.lstat(layout.blob(digest))
+        if stat.S_ISREG(status.st_mode) and status.st_size == size:
+            return "linked" if status.st_nlink > 1 else "whole"
     except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_size == size
+        pass
+    from kitfs.store.recipe import find_recipe, has_all_members  # rare, and a mount imports this module
+
+    recipe = find_recipe(layout, digest)
+    return "split" if recipe is not None and recipe.size == size and has_all_members(layout, recipe) else None
+
+
+def _pin(txn: Txn, layout: Layout, digest: Digest, now_s: int) -> None:
+    from kitfs.store.pins import pin_members
+    from kitfs.store.recipe import find_recipe
+
+    recipe = find_recipe(layout, digest)
+    if recipe is not None:
+        pin_members(txn, layout, recipe, now_s)

@@ -16,13 +16,14 @@ from kitfs.store.errors import RecordCorrupt
 from kitfs.store.findings import Finding, FsckReport
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
+from kitfs.store.pins import restore_pins
 from kitfs.store.records import InodeRange, NextInode
 from kitfs.store.repair_tags import repair_tags
 
 if TYPE_CHECKING:
     from kitfs.store.store import Store
 
-_MEMBER_DAMAGE = frozenset({"missing-member", "stale-member", "wrong-member-digest"})
+_MEMBER_DAMAGE = frozenset({"missing-member", "stale-member", "wrong-member-digest", "damaged-member"})
 _BLOB_DAMAGE = frozenset({"wrong-size", "wrong-digest"})
 _MOVED = _BLOB_DAMAGE | {"missing-blob"}
 """Damage after which whatever lies in the blob's place is moved aside: a folder there would keep the blob out."""
@@ -38,6 +39,8 @@ _INDEX_DAMAGE = frozenset(
         "missing-blob",
         "incomplete-layer",
         "wrong-member-total",
+        "unrecorded-member",
+        "wrong-pins",
     }
 )
 _DROPPED = _BLOB_DAMAGE | {"missing-blob", "incomplete-layer"}
@@ -50,7 +53,9 @@ _DROPPED_RECORDS = tuple(f"{table}[" for table in sorted(_LAYER_TABLES))
 def repair(store: Store, *, read_data: bool = False) -> FsckReport:
     """Check, repair what can be, and check again.
 
-    * a member whose file is gone or other: its record (and file) go, or it gets a new stamp;
+    * a member whose file is gone or other: its record (and file) go, or it gets a new stamp; one that split blobs need
+      stays, and stays lost until an import brings its bytes;
+    * pins are made to follow from the recipes; a recipe that is damaged stays, for its members can still be mounted;
     * a blob whose bytes are wrong: its file is moved to ``quarantine/``, its records go;
     * a record that does not verify goes; manifests and blobs that a tag needs are recorded anew from their files;
     * a layer whose table of contents is damaged is forgotten whole: importing its ModelKit again indexes it;
@@ -106,6 +111,8 @@ def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
     for finding in problems:
         if finding.damage in _DROPPED:
             digest = Digest.parse(finding.name)
+            if finding.damage == "missing-blob" and digest in view.blobs and view.blobs[digest].form == "split":
+                continue  # its members can still be mounted
             if finding.damage != "incomplete-layer":
                 txn.delete(schema.BLOBS, digest.raw)
             catalog.delete_layer(txn, digest)
@@ -113,6 +120,7 @@ def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
     for digest in view.layers:
         if not txn.contains(schema.BLOBS, digest.raw):
             catalog.delete_layer(txn, digest)
+    restore_pins(txn, layout, int(time.time()))
     with contextlib.suppress(RecordCorrupt):
         _restore_next_inode(txn)
     txn.put(schema.COUNTS, schema.MEMBER_TOTAL, catalog.count_members(txn))

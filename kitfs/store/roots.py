@@ -2,7 +2,8 @@
 
 Roots: tags; digests noted by live leases; the manifests and noted digests of sessions that are alive or wanted.
 A root that is a manifest keeps its config, its layers and its chain of parents; a layer that is kept keeps the
-members in its table of contents. Reads only; GC calls it inside the exclusive ``gc.lock``.
+members in its table of contents; GC adds those that a kept blob pins. Reads only; GC calls it inside the exclusive
+``gc.lock``.
 """
 
 from __future__ import annotations

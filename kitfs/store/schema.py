@@ -5,7 +5,8 @@ decodes keys, opens nothing. ::
 
     index/              LMDB, 4 KiB pages, everything in the main database; the first byte of a key is its table
     │
-    ├── b blobs         <digest 32>                       → BlobRecord       a file under blobs/ that is whole
+    ├── b blobs         <digest 32>                       → BlobRecord       a file under blobs/ that is whole, or one
+    │                                                                        under recipes/ with all its members
     ├── m manifests     <digest 32>                       → ManifestRecord   that blob, understood as a manifest
     ├── t tags          <text key of repository NUL tag>  → TagRecord        repeats repository and tag
     ├── l layers        <digest 32>                       → LayerRecord      that blob, understood as a layer
@@ -40,7 +41,8 @@ directory or a layer whose members were not hashed; an absent count is a count o
 
 Invariants, each checked by a function of ``fsck.py``:
 
-* a ``blobs`` record has its whole file; so has a ``members`` record (I2);
+* a ``blobs`` record has its whole file, or its recipe where its form says so; a ``members`` record has its file (I2);
+* every member of a split blob's recipe has a ``members`` record that names the blob in ``pins``, and no other has;
 * ``manifests`` ⊆ ``blobs``; a manifest's config and every layer are in ``blobs``;
 * a tag's manifest is in ``manifests``;
 * ``layers`` ⊆ ``blobs``; sequences of ``tocs`` start at 0 without a gap and add up to ``member_count``, those of

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kitfs.store.change import Change
     from kitfs.store.evict import Evictor
     from kitfs.store.partials import Partial
+    from kitfs.store.split_ingest import SplitIngest
 
 
 class Store(StoreReads):
@@ -194,6 +195,17 @@ class Store(StoreReads):
             LeaseEnded: when the lease is closed.
         """
         return Ingest(lease, self._find_stamp)
+
+    def split_ingest(self, lease: Lease) -> SplitIngest:
+        """Begin a plain tar that is kept split. A context manager: left without a commit, nothing stays.
+
+        Raises:
+            LeaseEnded: when the lease is closed.
+        """
+        lease.check_open()
+        from kitfs.store.split_ingest import SplitIngest  # a mount splits nothing
+
+        return SplitIngest(lease, self.index)
 
     def link_blob(self, lease: Lease, source: Path, digest: Digest, watcher: link.Watcher | None = None) -> None:
         """Make another program's file a blob by a hard link; see ``link.link_file``.

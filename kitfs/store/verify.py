@@ -1,7 +1,9 @@
 """Files that may have changed on disk since they were stored: hash once, then trust by a new stamp, or drop.
 
-Used through ``Store`` by imports, the read path and fsck. No lock and no transaction is held while a file is
-hashed; the stamp compared before and after tells whether it stood still meanwhile.
+Used through ``Store`` by imports, the read path and fsck. A member that split blobs need is never dropped: one whose
+bytes are wrong is noted as damaged and no longer trusted, until an import puts the right ones in its place. No lock
+and no transaction is held while a file is hashed; the stamp compared before and after tells whether it stood still
+meanwhile.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import msgspec
 
 from kitfs.digest import Digest
 from kitfs.store import catalog, durable, gate, schema
-from kitfs.store.errors import BlobCorrupt, BlobNotFound
-from kitfs.store.index import Index
+from kitfs.store.errors import BlobCorrupt, BlobNotFound, RecordCorrupt
+from kitfs.store.index import Index, Txn
 from kitfs.store.layout import Layout
 from kitfs.store.lease import Lease
 from kitfs.store.link import hash_file
-from kitfs.store.records import Stamp
+from kitfs.store.records import MemberRecord, Stamp
 from kitfs.store.stamp import find_status, is_settled, matches, settle, stamp_of
 
 
@@ -67,6 +69,8 @@ def hash_and_stamp(
 def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
     """Hash a member's file once; right bytes get a new stamp, wrong ones are dropped, file and record.
 
+    A pinned member stays, its record saying ``damaged``.
+
     Right bytes whose status moves meanwhile stay without a new stamp: another process may be about to record them.
 
     Returns:
@@ -83,7 +87,7 @@ def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
         with index.write() as txn:
             record = catalog.find_member(txn, digest)
             if record is not None:
-                txn.put(schema.MEMBERS, digest.raw, msgspec.structs.replace(record, stamp=stamp))
+                txn.put(schema.MEMBERS, digest.raw, msgspec.structs.replace(record, state="native", stamp=stamp))
     if is_right:
         return True
     # Inside the gate nobody places a file: one that was made anew while this one was hashed stays, with its record.
@@ -93,13 +97,29 @@ def restamp_member(layout: Layout, index: Index, digest: Digest) -> bool:
         now = find_status(path)
         if now is None or (seen is not None and matches(stamp_of(seen), now)):
             with index.write() as txn:
+                record = _find_pinned(txn, digest)
+                if record is not None:
+                    record = msgspec.structs.replace(record, state="damaged", stamp=None)
+                    catalog.put_members(txn, {digest: record})
+                    return False
                 catalog.delete_members(txn, [digest])
             durable.remove(path)
     return False
 
 
+def _find_pinned(txn: Txn, digest: Digest) -> MemberRecord | None:
+    """The record of a member that split blobs need; one that does not verify goes, as wrong bytes without pins do."""
+    try:
+        record = catalog.find_member(txn, digest)
+    except RecordCorrupt:
+        return None
+    return record if record is not None and record.pins else None
+
+
 def hold_verified(index: Index, lease: Lease, digest: Digest) -> None:
     """Hold a blob and be sure that its bytes are right: by its stamp, else by hashing it once.
+
+    A split blob is right when its recipe verifies and each of its members is, by its own stamp or by hashing it.
 
     What an import asks before it passes over a blob that is there already: an error says to ingest it
     again, which puts the right bytes in place.
@@ -112,11 +132,14 @@ def hold_verified(index: Index, lease: Lease, digest: Digest) -> None:
         IndexFailed, IndexCorrupt: when the index fails.
     """
     lease.hold(digest)
-    path = lease.layout.blob(digest)
     with index.read() as txn:
         record = catalog.find_blob(txn, digest)
         if catalog.find_layer(txn, digest) is not None:
             catalog.check_layer(txn, digest)
+    if record is not None and record.form == "split":
+        _verify_members(lease.layout, index, digest)
+        return
+    path = lease.layout.blob(digest)
     try:
         status = os.lstat(path)
     except OSError:
@@ -131,3 +154,18 @@ def hold_verified(index: Index, lease: Lease, digest: Digest) -> None:
             current = catalog.find_blob(txn, digest)
             if current is not None:
                 txn.put(schema.BLOBS, digest.raw, msgspec.structs.replace(current, stamp=stamp))
+
+
+def _verify_members(layout: Layout, index: Index, digest: Digest) -> None:
+    from kitfs.store.recipe import read_recipe  # a mount needs no recipes
+
+    recipe = read_recipe(layout, digest)
+    with index.read() as txn:
+        records = {member: catalog.find_member(txn, member) for member in recipe.sizes()}
+    for member, record in records.items():
+        if record is None or digest not in record.pins:
+            raise BlobCorrupt(digest, f"its member {member} is not recorded as its")
+        if matches(record.stamp, find_status(layout.member(member))):
+            continue
+        if not restamp_member(layout, index, member):
+            raise BlobCorrupt(digest, f"its member {member} has other bytes or is not there")

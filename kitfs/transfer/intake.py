@@ -1,4 +1,4 @@
-"""The blobs of one ModelKit on their way into the store: verified, linked or copied, and indexed in one pass.
+"""The blobs of one ModelKit on their way into the store: verified, linked, split or copied, and indexed in one pass.
 
 Used by ``importer``. Nothing of it is visible before the caller commits the change; what lies on disk until then
 is held by the lease, and GC's afterwards. A blob that the store holds already, recorded and untouched since it
@@ -9,7 +9,7 @@ which heals it (reliability.md 1, I7). One thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kitfs.digest import Digest, DigestMismatch
 from kitfs.errors import MalformedError
@@ -17,13 +17,18 @@ from kitfs.layer.decode import DecodeLimits
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
 from kitfs.oci.manifest import Descriptor
-from kitfs.oci.mediatype import LayerType
+from kitfs.oci.mediatype import Compression, LayerFormat, LayerType
 from kitfs.store.change import Change
 from kitfs.store.errors import BlobCorrupt, BlobNotFound, CanNotLink, RecordCorrupt, SizeMismatch
 from kitfs.store.lease import Lease
 from kitfs.store.store import Store
 from kitfs.transfer.expansion import Expansion
 from kitfs.transfer.source import Blobs, SourceBlob, SourceMalformed
+from kitfs.transfer.tar_scan import is_split_worthy
+
+if TYPE_CHECKING:
+    from kitfs.store.ingest import Ingest
+    from kitfs.store.split_ingest import SplitIngest
 
 SMALL_SIZE_MAX = 4 << 20
 """Largest manifest or config (OCI distribution specification 1.1, what registries must take)."""
@@ -182,7 +187,7 @@ class Intake:
             watcher = _Watcher(self._progress, descriptor.digest, kind, self._expansion.limits())
             try:
                 with self._open(descriptor) as blob:
-                    self._bring(descriptor, blob, watcher)
+                    self._bring(descriptor, kind, blob, watcher)
             finally:
                 self._expansion.spend(descriptor.size, watcher.size_decoded)
             self._add_layer(descriptor.digest, watcher.index)
@@ -227,8 +232,9 @@ class Intake:
             raise SizeMismatch(descriptor.size, blob.size, f"blob {descriptor.digest} in the source")
         return blob
 
-    def _bring(self, descriptor: Descriptor, blob: SourceBlob, watcher: _Watcher) -> None:
-        if blob.path is not None and not self._copy:
+    def _bring(self, descriptor: Descriptor, kind: LayerType | None, blob: SourceBlob, watcher: _Watcher) -> None:
+        known = self._known_form(descriptor.digest)
+        if blob.path is not None and not self._copy and known != "split":
             try:
                 self._store.link_blob(self._lease, blob.path, descriptor.digest, watcher)
             except CanNotLink:
@@ -236,17 +242,39 @@ class Intake:
             else:
                 self._counts.linked += 1
                 return
+        is_tar = kind is not None and (kind.format, kind.compression) == (LayerFormat.TAR, Compression.NONE)
+        if is_tar and (known == "split" or (known is None and is_split_worthy(blob))):
+            self._split(descriptor, blob, watcher)
+        else:
+            self._write(descriptor, blob, watcher)
+        self._count_copy(descriptor.size)
+
+    def _known_form(self, digest: Digest) -> str | None:
+        """How the store keeps a blob: what is put right keeps its form, under whoever reads it just now."""
+        try:
+            record = self._store.find_blob(digest)
+        except RecordCorrupt:
+            return None
+        return None if record is None else record.form
+
+    def _write(self, descriptor: Descriptor, blob: SourceBlob, watcher: _Watcher) -> None:
         with self._store.ingest(self._lease) as ingest:
             for piece in blob.iter_pieces():
                 ingest.write(piece)
                 watcher.feed(piece)
-            if ingest.size != descriptor.size:
-                raise SizeMismatch(descriptor.size, ingest.size, f"blob {descriptor.digest} in the source")
-            if ingest.digest() != descriptor.digest:
-                raise DigestMismatch(descriptor.digest, ingest.digest(), f"{descriptor.media_type} in the source")
+            _check_bytes(descriptor, ingest)
             watcher.finish()
             ingest.commit_blob(descriptor.digest, descriptor.size)
-        self._count_copy(descriptor.size)
+
+    def _split(self, descriptor: Descriptor, blob: SourceBlob, watcher: _Watcher) -> None:
+        with self._store.split_ingest(self._lease) as ingest:
+            for piece in blob.iter_pieces():
+                ingest.write(piece)
+                watcher.feed(piece)
+            _check_bytes(descriptor, ingest)
+            watcher.finish()
+            assert watcher.index is not None  # a tar has an indexer
+            ingest.commit(watcher.index.toc, descriptor.digest, descriptor.size)
 
     def _add_layer(self, digest: Digest, index: LayerIndex | None) -> None:
         if index is not None:
@@ -258,6 +286,13 @@ class Intake:
     def _count_copy(self, size: int) -> None:
         self._counts.copied += 1
         self._counts.size_copied += size
+
+
+def _check_bytes(descriptor: Descriptor, ingest: Ingest | SplitIngest) -> None:
+    if ingest.size != descriptor.size:
+        raise SizeMismatch(descriptor.size, ingest.size, f"blob {descriptor.digest} in the source")
+    if ingest.digest() != descriptor.digest:
+        raise DigestMismatch(descriptor.digest, ingest.digest(), f"{descriptor.media_type} in the source")
 
 
 def _check_same(digest: Digest, known_format: str, known_compression: str, kind: LayerType) -> None:

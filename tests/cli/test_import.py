@@ -84,5 +84,6 @@ def test_several_at_once(shared_fixtures, tmp_path):
     assert len(printed) == 1
     with Store.open(tmp_path / "home") as store:
         assert check(store, read_data=True).problems == []
-        files = [path for path in (tmp_path / "home/blobs").rglob("*") if path.is_file()]
+        folders = (tmp_path / "home/blobs", tmp_path / "home/recipes")
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         assert len(files) == len(list(store.iter_blobs())) == 7

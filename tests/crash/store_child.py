@@ -5,19 +5,24 @@
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
+import tarfile
 from pathlib import Path
 
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
+from kitfs.layer.indexer import LayerIndexer
+from kitfs.oci.mediatype import Compression, LayerFormat
 from kitfs.store.gc import gc
 from kitfs.store.quota import Quota
 from kitfs.store.records import LayerRecord, ManifestRecord, TocMember
 from kitfs.store.store import Store
 
 CONFIG_TYPE = "application/vnd.kitops.modelkit.config.v1+json"
+TAR_TYPE = "application/vnd.kitops.modelkit.model.v1.tar"
 LAYER_TYPE = "application/vnd.kitops.modelkit.model.v1.raw"
 REPOSITORY = "localhost/myllm"
 
@@ -89,6 +94,37 @@ def work(store, source):
         acknowledge("removed")
 
 
+def work_split(store):
+    """One step: a kit whose only layer is split, under the tag ``split``."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for number in range(3):
+            info = tarfile.TarInfo(f"model/{number}")
+            info.size = 70_000
+            tar.addfile(info, io.BytesIO(bytes((number,)) * info.size))
+    raw = archive.getvalue()
+    with store.lease("split") as lease:
+        change = store.change(lease)
+        with store.split_ingest(lease) as ingest:
+            indexer = LayerIndexer(LayerFormat.TAR, Compression.NONE)
+            indexer.feed(raw)
+            ingest.write(raw)
+            index = indexer.finish()
+            digest = ingest.commit(index.toc, index.digest, len(raw))
+        change.add_blob(digest, len(raw), media_type=TAR_TYPE)
+        change.add_layer(digest, index.record, index.toc, index.span_checksums)
+        config = add_blob(store, lease, change, b'{"name":"split"}', CONFIG_TYPE)
+        layer = {"mediaType": TAR_TYPE, "digest": str(digest), "size": len(raw)}
+        manifest = json.dumps({"schemaVersion": 2, "config": config, "layers": [layer]}).encode()
+        kit = Digest.parse(
+            add_blob(store, lease, change, manifest, "application/vnd.oci.image.manifest.v1+json")["digest"]
+        )
+        change.add_manifest(kit, ManifestRecord(Digest.parse(config["digest"]), [digest]))
+        change.set_tag(REPOSITORY, "split", kit)
+        change.commit()
+    acknowledge("split")
+
+
 def main():
     verb, home = sys.argv[1], Path(sys.argv[2])
     source = home.with_name(home.name + "-source")
@@ -98,6 +134,8 @@ def main():
                 prepare(store, source)
             elif verb == "work":
                 work(store, source)
+            elif verb == "split":
+                work_split(store)
             elif verb == "gc":
                 gc(store)
                 acknowledge("gc")

@@ -118,6 +118,21 @@ def test_short_write_is_a_named_error(strace, copy, prepared, new_tags, points, 
         look_and_try_again(home, prepared[1], new, outcome, strace, python, assert_holds)
 
 
+@pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO"])
+def test_store_survives_a_fault_while_it_splits(strace, copy, prepared, points, python, assert_holds, fault):
+    """Killed, or failed, at any call that writes a split layer: it is whole or absent, and comes the next time."""
+    counts = strace.count([*python, CHILD, "split", copy()])
+    for name, number in points(counts, FAILING_CALLS):
+        home = copy()
+        outcome = strace.run([*python, CHILD, "split", home], name, number, fault)
+        assert "Traceback" not in outcome.stderr
+        tags = by_tag(assert_holds(home))
+        assert tags.items() >= prepared[1].items()
+        assert "split" in tags or "done split" not in outcome.stdout
+        strace.plain([*python, CHILD, "split", home])
+        assert "split" in by_tag(assert_holds(home))
+
+
 def test_store_survives_a_killed_collection(strace, copy, prepared, new_tags, points, python, assert_holds):
     """GC killed before any of its calls: nothing that a tag leads to is missing, and the next GC finishes."""
     old = prepared[1]

@@ -18,6 +18,15 @@ def test_a_mount_starts_the_daemon_and_shows_the_model(machine, weights):
     assert (place / "weights.bin").read_bytes() == weights
 
 
+def test_a_split_layer_is_read_from_its_members(machine, layout, weights):
+    """A layer that was copied into the store has no file of its own: its member's file is what the mount reads."""
+    machine.run("remove", "myllm:1")
+    machine.run("gc")
+    machine.run("import", "--copy", layout)
+    assert len(list((machine.home / "recipes").rglob("*/*/*"))) == 1
+    assert (machine.mount() / "weights.bin").read_bytes() == weights
+
+
 def test_mount_options_are_those_of_a_safe_read_only_mount(machine):
     """ro, nosuid, nodev, default_permissions, fsname and subtype; allow_other for root."""
     place = machine.mount()

@@ -17,6 +17,7 @@ def test_new_store_is_private_and_whole(store):
     assert names == {
         "version",
         "blobs",
+        "recipes",
         "members",
         "partial",
         "ingest",
