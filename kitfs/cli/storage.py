@@ -47,7 +47,7 @@ def _print_gc(settings: Settings, report: GcReport) -> None:
 
 
 @verb("fsck")
-@click.option("--read-data", is_flag=True, help="Also hash every blob and member.")
+@click.option("--read-data", is_flag=True, help="Also hash every blob and member, and compare partials.")
 @click.option("--repair", is_flag=True, help="Make anew what can be; move corrupt blobs to quarantine/.")
 def fsck(settings: Settings, read_data: bool, repair: bool) -> None:
     """Check the store. Exit code 0: clean, 1: repaired or to be repaired, 6: something is lost."""
@@ -57,6 +57,10 @@ def fsck(settings: Settings, read_data: bool, repair: bool) -> None:
     with settings.open_store(create=False) as store:
         look = repairing.repair if repair else checking.check
         report = look(store, read_data=read_data)
+        if read_data:
+            from kitfs.layer.partial_check import check_partials
+
+            check_partials(store, report, repair=repair)
     _print_fsck(settings, report)
     if report.exit_code:
         raise SystemExit(report.exit_code)

@@ -17,7 +17,7 @@ from kitfs.store.stamp import stamp_of
 from kitfs.store.store import Store
 
 FLIPS = 12
-CAMPAIGN_FLIPS = 1200
+CAMPAIGN_FLIPS = 600
 REPAIRS_ONE_IN = 6  # of flips that lose something: a repair, and what an import puts back
 
 
@@ -42,7 +42,7 @@ def campaign(rot, specimen, record_verdicts, request):
         verdicts = []
         for number in range(count):
             flip = make(rng, number)
-            verdicts.append(specimen.examine(flip, rng, repairs=number % repairs_one_in == 0))
+            verdicts.append(rot.examine(specimen, flip, rng, repairs=number % repairs_one_in == 0))
         with Store.open(specimen.home) as store:
             assert rot.check(store, read_data=True).problems == []
         record_verdicts(kind, verdicts, started_s)
@@ -205,7 +205,9 @@ class CheckpointValues:
 
     def __init__(self, specimen, layer):
         batches = -(-len(layer.index.span_checksums) // schema.CHECKPOINT_BATCH_SIZE)
-        values = [(key, value) for key, value in raw_values(specimen, schema.CHECKPOINTS) if key[:32] == layer.digest.raw]
+        values = [
+            (key, value) for key, value in raw_values(specimen, schema.CHECKPOINTS) if key[:32] == layer.digest.raw
+        ]
         directories = count_directory_values(layer.index.checkpoints[0]) if layer.index.checkpoints else 0
         self.checksums = values[:batches]
         self.directory = values[batches : batches + directories]
