@@ -145,7 +145,9 @@ class MemberPartial:
                 return
             self._users += 1
         try:
-            if len(partial.find_missing()) <= (1 - FILLED_SHARE) * partial.count:
+            # What lies across its ends may have been decoded for a neighbour, and is not given to `keep` again.
+            inner = [number for number in partial.find_missing() if 0 < number < partial.count - 1]
+            if len(inner) <= (1 - FILLED_SHARE) * partial.count:
                 shared_finisher().submit(self)
         finally:
             self._leave()

@@ -26,7 +26,7 @@ from kitfs.layer.reader import LayerReader
 from kitfs.layer.span_pool import SpanPool
 from kitfs.layer.spans import SPAN_SIZE
 from kitfs.oci.mediatype import Compression, LayerFormat
-from kitfs.store import schema
+from kitfs.store import catalog, schema
 from kitfs.store.fsck import check
 from kitfs.store.records import KIND_FILE, ManifestRecord
 from kitfs.store.store import Store
@@ -167,6 +167,9 @@ class Specimen:
             lines = text(20, 150 * KIB)
             self._add(store, lease, "raw gzip", lines, gzip.compress(lines, 9), RAW, Compression.GZIP, ".raw+gzip")
             self._add(store, lease, "zstd", zst, zstandard.compress(zst), TAR, Compression.ZSTD, ".tar+zstd")
+            zst = make_tar({f"f{at}": text(30 + at, size) for at, size in enumerate((10, 50_000, 150_000, 0, 90_000))})
+            frames = b"".join(zstandard.compress(zst[at : at + 40_000]) for at in range(0, len(zst), 40_000))
+            self._add(store, lease, "zstd frames", zst, frames, TAR, Compression.ZSTD, ".tar+zstd")
             self._add_kit(store, lease)
 
     def _add(self, store, lease, name, decoded, published, layer_format, compression, suffix) -> None:
@@ -241,8 +244,7 @@ class Specimen:
         """No member has its own file."""
         with Store.open(self.home) as store:
             with store.index.write() as txn:
-                for key, _ in list(txn.iter_raw(schema.MEMBERS)):
-                    txn.delete(schema.MEMBERS, key)
+                catalog.delete_members(txn, [Digest.from_raw(key) for key, _ in txn.iter_raw(schema.MEMBERS)])
             for path in store.layout.content("members").glob("*/*"):
                 path.unlink()
 

@@ -31,6 +31,12 @@ def always(*_):
     return True
 
 
+@pytest.fixture(autouse=True)
+def no_members(specimen):
+    """Readers decode, unless a test plants members."""
+    specimen.drop_members()
+
+
 @pytest.fixture
 def campaign(rot, specimen, record_verdicts, request):
     """``campaign(kind, make, weight)``: examines flips that ``make(rng, number)`` gives, and records them."""
@@ -70,7 +76,7 @@ def choose_bit(rng, size, places):
     return 8 * min(max(at, 0), size - 1) + rng.randrange(8)
 
 
-LAYERS = ("tar", "raw", "gzip", "gzip by many", "raw gzip", "zstd")
+LAYERS = ("tar", "raw", "gzip", "gzip by many", "raw gzip", "zstd", "zstd frames")
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -223,8 +229,8 @@ class CheckpointValues:
 
 
 PARTS = [
-    *(("checksums", name) for name in ("tar", "raw", "gzip", "gzip by many", "raw gzip")),
-    *(("directory", name) for name in ("gzip", "gzip by many", "raw gzip")),
+    *(("checksums", name) for name in ("tar", "raw", "gzip", "gzip by many", "raw gzip", "zstd frames")),
+    *(("directory", name) for name in ("gzip", "gzip by many", "raw gzip", "zstd frames")),
     *(("windows", name) for name in ("gzip", "gzip by many", "raw gzip")),
 ]
 
