@@ -152,11 +152,13 @@ def read_once(mount: Path, files: dict[str, bytes]) -> None:
     assert loader.wrong == []
 
 
-def wait_for_members(machine, count: int, timeout_s: float = 60.0) -> None:
+def wait_for_members(machine, files: dict[str, bytes], count: int, timeout_s: float = 90.0) -> None:
     """Wait until so many members are files; nobody reads meanwhile."""
+    paths = [machine.home / "members/sha256" / digest.hex[:2] / digest.hex for digest in map(Digest.of, files.values())]
     end_s = time.monotonic() + timeout_s
-    while len(members(machine.home)) < count:
-        assert time.monotonic() < end_s, f"{len(members(machine.home))} of {count} members after {timeout_s} s"
+    while (found := sum(path.exists() for path in paths)) < count:
+        assert time.monotonic() < end_s, f"{found} of {count} members after {timeout_s} s"
+        machine.states()  # takes its time, and leaves the processor to the worker
 
 
 def kill(machine, wait_for_end) -> None:
@@ -182,10 +184,10 @@ def kill_while_finishing(machine, mount: Path, files: dict[str, bytes], wait_for
     """When a member has just been placed, and perhaps is not recorded, and the next is hashed; then let it end."""
     for count in range(1, KILLS_A_MOUNT + 1):
         read_once(mount, files)
-        wait_for_members(machine, min(count, len(files)))
+        wait_for_members(machine, files, min(count, len(files)))
         kill(machine, wait_for_end)
     read_once(mount, files)
-    wait_for_members(machine, len(files))
+    wait_for_members(machine, files, len(files))
 
 
 def test_killed_while_it_materialises_and_booted_anew(machine, import_gzip, files, wait_for_end):
@@ -214,7 +216,7 @@ def test_killed_while_it_materialises_and_booted_anew(machine, import_gzip, file
         mount = machine.mount("mnt", "gz:1")
         read_once(mount, files)
         assert not old & {path.name for path in (machine.home / "partial").iterdir()}
-        wait_for_members(machine, len(files))
+        wait_for_members(machine, files, len(files))
         assert partials(machine.home) == []
         machine.run("umount", mount)
         assert_right(machine.home, files)
