@@ -48,7 +48,7 @@ def _print_gc(settings: Settings, report: GcReport) -> None:
 
 
 @verb("fsck")
-@click.option("--read-data", is_flag=True, help="Also hash every blob and member.")
+@click.option("--read-data", is_flag=True, help="Also hash every blob and member, and compare partials.")
 @click.option("--repair", is_flag=True, help="Make anew what can be; move corrupt blobs to quarantine/.")
 @click.option("--rebuild-index", "rebuild", is_flag=True,
               help="Make the index anew from the files, reading all of them; nothing may be mounted.")  # fmt: skip
@@ -63,6 +63,10 @@ def fsck(settings: Settings, read_data: bool, repair: bool, rebuild: bool) -> No
         with settings.open_store(create=False) as store:
             look = repairing.repair if repair else checking.check
             report = look(store, read_data=read_data)
+            if read_data:
+                from kitfs.layer.partial_check import check_partials
+
+                check_partials(store, report, repair=repair)
     _print_fsck(settings, report)
     if report.exit_code:
         raise SystemExit(report.exit_code)

@@ -188,6 +188,8 @@ class SpanMap:
         self.directory_values = len(directory)
         if self.count != total or not self.count or self._offsets[0] != 0:
             raise CheckpointsBroken(f"{self.count} checkpoints of {total}")
+        if max(8 * self.stop, size_decoded) >= 1 << 64:
+            raise CheckpointsBroken(f"they end at byte {self.stop}, and {size_decoded} of the decoded layer")
         self._offsets.append(size_decoded)
         self._bits.append(8 * self.stop)
         for column, limit in ((self._offsets, SPAN_SIZE_MAX), (self._bits, 8 * PUBLISHED_SIZE_MAX + 8)):

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import zstandard
 
 from kitfs.layer.block_inflater import SPACING, Checkpoint
 from kitfs.layer.decode import OUTPUT_SIZE, DecodeLimits, Meter
+from kitfs.layer.errors import LayerMalformed
 
 _MAGIC = 0xFD2FB528
 _SKIPPABLE = 0x184D2A50  # with any low four bits
@@ -63,6 +65,7 @@ class ZstdDecoder:
         self._left = 0  # bytes ahead of the block, checksum or skippable frame
         self._is_last_block = False
         self._has_checksum = False
+        self._borders: list[int] = []  # between the blocks that are decoded together
         self._on_checkpoint = on_checkpoint
         self._spacing = spacing
         self._due = 0
@@ -163,6 +166,7 @@ class ZstdDecoder:
     def _walk_blocks(self, data: memoryview) -> int:
         """How much of the data to decode at once: to the end of the frame, at most `OUTPUT_SIZE` of output."""
         at = 0
+        self._borders.clear()
         output_size = _BLOCK_SIZE_MAX  # a block that an earlier call began
         while at < len(data) and self._state is not _State.HEADER and output_size <= OUTPUT_SIZE - _BLOCK_SIZE_MAX:
             if self._state is _State.BLOCK_HEADER:
@@ -177,6 +181,7 @@ class ZstdDecoder:
             at += used
             if self._left == 0 and not self._buffer:
                 self._end_part()
+                self._borders.append(at)
         self._meter.read_size += at
         return at
 
@@ -202,13 +207,24 @@ class ZstdDecoder:
             self._state = _State.HEADER
 
     def _decode(self, data: memoryview) -> Iterator[bytes]:
-        piece = self._run(data)
-        if self._state is _State.HEADER and not self._frame.eof:
+        """Decode block by block: what lies before a broken one is good, and comes out."""
+        parts: list[bytes] = []
+        broken: LayerMalformed | None = None
+        for start, stop in pairwise(sorted({0, *self._borders, len(data)})):
+            try:
+                parts.append(self._run(data[start:stop]))
+            except LayerMalformed as error:
+                broken = error
+                break
+        piece = b"".join(parts)
+        if broken is None and self._state is _State.HEADER and not self._frame.eof:
             raise self._meter.refuse("zstd frame that does not end with its last block")
         if piece:
             self._note_content()
             self._meter.add_decoded(len(piece))
             yield piece
+        if broken is not None:
+            raise broken
 
     def _note_content(self) -> None:
         self.frame_count += self._is_frame_empty

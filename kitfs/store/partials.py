@@ -139,6 +139,8 @@ class Partial:
         self.close()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         with durable.naming(self.path, "opening"):
+            with contextlib.suppress(FileNotFoundError):
+                self.path.chmod(0o600)  # of one that was killed as it placed the file: only root could open it
             self._data = os.open(self.path, flags, 0o600)
             self._map = os.open(map_of(self.path), flags, 0o600)
             fcntl.flock(self._map, fcntl.LOCK_SH)
@@ -157,7 +159,7 @@ class Partial:
             OSError: when the map can not be read.
         """
         written = os.pread(self._map, self.count, 0).ljust(self.count, b"\0")
-        return [number for number, byte in enumerate(written) if not byte]
+        return [number for number, byte in enumerate(written) if byte != 1]
 
     def inner_share(self) -> float:
         """How many of the spans that lie within the member are in the file; the two at its ends are not counted.
@@ -229,13 +231,14 @@ class Partial:
         if actual != digest:
             self.discard()
             raise DigestMismatch(digest, actual)
-        with durable.naming(self.path, "chmod of"):
-            os.fchmod(self._data, FILE_MODE)
         durable.sync_file(self._data, self.path)
         taken = lease.next_ingest()
         with _locked(self.path.parent):
             is_ours = self._is_ours()
             if is_ours:
+                with durable.naming(self.path, "chmod of"):
+                    os.fchmod(self._data, FILE_MODE)
+                durable.sync_file(self._data, self.path)
                 durable.rename_over(self.path, taken)
                 durable.remove(map_of(self.path))
         self.close()  # nothing writable is open here before it is seen

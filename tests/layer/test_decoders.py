@@ -174,6 +174,18 @@ def block(kind: int, size: int, body: bytes, *, last: bool = False) -> bytes:
 Z = zstandard.ZstdCompressor(write_checksum=True).compress(b"x" * 1000)
 
 
+@pytest.mark.parametrize("behind", [block(2, 20, b"\xff" * 20, last=True), block(0, 1, b"x", last=True) + b"sums"])
+def test_zstd_blocks_before_a_broken_one_come_out(behind):
+    """Damage in a block, or in the checksum behind the last, costs nothing of what lies before it."""
+    blocks = [block(0, 900, bytes((number,)) * 900) for number in range(5)]
+    raw = zstd_frame(*blocks, behind, descriptor=4)
+    found = b""
+    with pytest.raises(LayerMalformed, match="broken zstd data"):
+        for piece in open_decoder(ZSTD).feed(memoryview(raw)):
+            found += piece
+    assert found[:4500] == b"".join(bytes((number,)) * 900 for number in range(5))
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [

@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from kitfs.layer.reader import LayerReader
 from kitfs.layer.span_pool import shared_pool
 from kitfs.oci.mediatype import Compression
 from kitfs.store.gc import gc
+from kitfs.store.layout import Layout
 from kitfs.store.partials import Partial, boot_id, drop_other_boots, iter_partials, map_of
 from kitfs.store.store import Store
 
@@ -185,6 +187,56 @@ def test_another_boots_partials_are_dropped(layers, index, shards):
         assert not old.exists()
     drop_other_boots(layers.store.layout)
     assert folder.exists()
+
+
+def test_members_read_one_after_another_all_become_files(layers, tar_of, shards):
+    """The span that a member shares with the one read before it is cached, not decoded again, and yet gets there."""
+    layers.spacing = 700_000
+    index = layers.add(tar_of(shards), GZIP)
+    with LayerReader(layers.store, index.digest) as reader:
+        for number, name in ((0, "one"), (1, "small"), (2, "two")):
+            assert read(reader.open_member(number)) == shards[name]
+        settle(reader)
+    assert members(layers.store) == {Digest.of(shards[name]).hex for name in ("one", "two")}
+
+
+def test_a_byte_of_the_map_that_is_neither_0_nor_1_is_a_missing_span(layers):
+    """A flipped bit of the map costs a decoding, not the file."""
+    partial = Partial(layers.store.layout, "x.0", 1000, 3)
+    map_of(partial.path).write_bytes(b"\1\x81\1")
+    assert partial.find_missing() == [1]
+    partial.write(1, memoryview(b"x"), 500)
+    assert partial.is_whole
+    partial.discard()
+
+
+def test_a_partial_that_was_killed_as_it_became_a_member_is_taken_up(layers):
+    """It is read only already, which stops everybody but root; the next worker of the same user can open it."""
+    layout = layers.store.layout
+    partial = Partial(layout, "x.0", 1000, 3)
+    partial.path.chmod(0o444)
+    partial.close()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            drop_privilege(layers.store.home)
+            Partial(Layout(Path()), "x.0", 1000, 3).write(0, memoryview(b"x" * 300), 0)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert partial.path.read_bytes()[:300] == b"x" * 300
+
+
+def drop_privilege(home) -> None:
+    """Be an ordinary user who owns the partials; the working directory is the store."""
+    os.chdir(home)
+    if os.geteuid() == 0:
+        for path in (home / "partial", *(home / "partial").rglob("*")):
+            os.chown(path, 65534, 65534)
+        home.chmod(0o711)
+        os.setresuid(65534, 65534, 65534)
 
 
 def test_a_partial_of_another_shape_is_replaced(layers):

@@ -57,6 +57,7 @@ def test_broken_directories_are_errors():
         ([directory], 1000),
         ([directory, directory], 2000),
         ([encode_checkpoints(entries, 112)[0]], 2000),
+        ([encode_checkpoints(entries, 1 << 63)[0]], 2000),
         ([encode_checkpoints(entries[1:], 200)[0]], 2000),
         ([encode_checkpoints([*entries, entries[1]], 200)[0]], 2000),
         *[

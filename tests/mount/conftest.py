@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gzip
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import pytest
 from kitfs import client, mounting
 from kitfs.calls import MountState
 from kitfs.control import DaemonUnreachable, socket_path
+from kitfs.digest import Digest
 
 WEIGHTS = random.Random(1).randbytes(8 << 20)
 """The model of the ModelKit ``myllm:1``, at ``weights.bin``."""
@@ -39,13 +41,25 @@ def _blob(layout: Path, media_type: str, data: bytes) -> dict[str, object]:
 
 def make_layout(folder: Path) -> Path:
     """An OCI layout with one ModelKit, tag ``1``: a model of one file in a plain tar."""
+    archive = make_tar({"weights.bin": WEIGHTS})
+    return write_layout(folder, archive[: len(WEIGHTS) + 1536], "tar", "weights.bin")
+
+
+def make_tar(files: dict[str, bytes]) -> bytes:
+    """A tar of some files."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        member = tarfile.TarInfo("weights.bin")
-        member.size = len(WEIGHTS)
-        tar.addfile(member, io.BytesIO(WEIGHTS))
-    layer = _blob(folder, "application/vnd.kitops.modelkit.model.v1.tar", archive.getvalue()[: len(WEIGHTS) + 1536])
-    kitfile = {"manifestVersion": "1.0.0", "package": {"name": "t"}, "model": {"name": "m", "path": "weights.bin"}}
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return archive.getvalue()
+
+
+def write_layout(folder: Path, published: bytes, kind: str, path: str) -> Path:
+    """An OCI layout with one ModelKit, tag ``1``: a model of one layer, a ``tar`` or a ``tar+gzip``."""
+    layer = _blob(folder, f"application/vnd.kitops.modelkit.model.v1.{kind}", published)
+    kitfile = {"manifestVersion": "1.0.0", "package": {"name": "t"}, "model": {"name": "m", "path": path}}
     config = _blob(folder, "application/vnd.kitops.modelkit.config.v1+json", json.dumps(kitfile).encode())
     manifest_type = "application/vnd.oci.image.manifest.v1+json"
     manifest = {"schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": [layer]}
@@ -171,6 +185,21 @@ def machine(tmp_path: Path, layout: Path, monkeypatch: pytest.MonkeyPatch) -> It
     finally:
         made.close()
         shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.fixture
+def import_gzip(machine: Machine, tmp_path: Path) -> Callable[[str, dict[str, bytes]], Digest]:
+    """``import_gzip(name, files)``: ``name:1`` is a ModelKit with the files in one gzip layer; the layer's digest."""
+
+    def run(name: str, files: dict[str, bytes]) -> Digest:
+        published = gzip.compress(make_tar(files), 1, mtime=0)
+        folder = tmp_path / name
+        folder.mkdir()
+        write_layout(folder, published, "tar+gzip", ".")
+        machine.run("import", folder)
+        return Digest.of(published)
+
+    return run
 
 
 @pytest.fixture
