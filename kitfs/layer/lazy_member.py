@@ -17,48 +17,15 @@ from kitfs.layer.descriptor import Descriptor
 from kitfs.layer.finisher import shared_finisher
 from kitfs.layer.lazy_layer import LazyLayer
 from kitfs.layer.member_partial import MemberPartial
-from kitfs.layer.policy import Materialise
+from kitfs.layer.policy import MATERIALISED_SIZE_MIN, Materialise
+from kitfs.layer.restamp import RestampJob
 from kitfs.layer.span_pool import SpanPool, SpanTask, shared_pool
 from kitfs.store.errors import MemberNotFound
 from kitfs.store.records import TocMember
 from kitfs.store.store import Store
 
-MATERIALISED_SIZE_MIN = 1 << 20
-"""Bytes of the smallest member that is made a file for being read, two spans or three: a smaller one is decoded in
-2 ms, and making it durable takes longer (two fsyncs and a commit, 5 to 20 ms)."""
-
 _LOOK_S = 1.0
 _STEP_SIZE = 4 << 20
-
-
-class RestampJob:
-    """A member's file that is not as it was when it was verified: hashed once, then stamped anew or dropped.
-
-    Attributes:
-        owner: The layer whose reader found it.
-        last_read_s: Never: nobody reads it.
-    """
-
-    last_read_s = 0.0
-
-    def __init__(self, store: Store, owner: LazyLayer, digest: Digest) -> None:
-        self.owner = owner
-        self._store = store
-        self._digest = digest
-
-    def run(self) -> None:
-        """Do it.
-
-        Raises:
-            KitfsError: when the store fails.
-        """
-        self._store.restamp_member(self._digest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RestampJob) and other._digest == self._digest
-
-    def __hash__(self) -> int:
-        return hash(self._digest)
 
 
 class LazyRead:

@@ -25,10 +25,12 @@ from typing import Literal, Protocol, Self
 from kitfs.digest import CHECKSUM_SIZE, Digest
 from kitfs.errors import UsageError
 from kitfs.layer.errors import LayerCorrupt
+from kitfs.layer.finisher import shared_finisher
 from kitfs.layer.lazy_layer import LazyLayer
 from kitfs.layer.lazy_member import LazyMember
 from kitfs.layer.materialise import Materialiser
 from kitfs.layer.member_file import MemberFileReader
+from kitfs.layer.plain_member import PlainMember
 from kitfs.layer.policy import Materialise
 from kitfs.layer.span_reader import BlobSource, SpanReader
 from kitfs.layer.spans import first_spans
@@ -177,7 +179,8 @@ class LayerReader:
             if self._is_split:
                 return SplitMember(self._store, self.layer, member, index, checksums)
             is_whole_blob = self.record.format == "raw"
-            return SpanReader(self._source, member, index, checksums, is_whole_blob=is_whole_blob)
+            spans = SpanReader(self._source, member, index, checksums, is_whole_blob=is_whole_blob)
+            return spans if is_whole_blob else PlainMember(self._store, self, member, spans, self.materialise)
         if self._lazy is not None:
             return LazyMember(self._store, self._lazy, member, index, self.materialise)
         assert self._materialiser is not None
@@ -250,6 +253,8 @@ class LayerReader:
         """
         if self._lazy is not None:
             self._lazy.close()
+        if self._source is not None:
+            shared_finisher().drop(self)
         if self._materialiser is not None:
             self._materialiser.close()
 

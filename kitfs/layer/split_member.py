@@ -8,14 +8,12 @@ served; the others are `LayerCorrupt` until an import puts the right file in pla
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Literal
 
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
-from kitfs.layer.descriptor import Descriptor
 from kitfs.layer.errors import LayerCorrupt
+from kitfs.layer.file_or_spans import FileOrSpans
 from kitfs.layer.span_reader import BlobSource, SpanReader
 from kitfs.store.errors import MemberNotFound, RecordCorrupt
 from kitfs.store.records import TocMember
@@ -41,76 +39,26 @@ class MemberSource(BlobSource):
             raise LayerCorrupt(self.layer, member=self._index, span=None, offset=0, reason=reason) from None
 
 
-class SplitMember:
-    """Reads one member; see `reader.MemberReader`.
-
-    Attributes:
-        size: Its bytes.
-    """
+class SplitMember(FileOrSpans):
+    """Reads one member; see `reader.MemberReader`."""
 
     def __init__(self, store: Store, layer: Digest, member: TocMember, index: int, checksums: memoryview) -> None:
         assert member.digest is not None  # files have one
-        self.size = member.size
-        self._store = store
-        self._digest = Digest.from_raw(member.digest)
-        source = MemberSource(store, layer, self._digest, index)
-        self._spans = SpanReader(source, member, index, checksums, is_whole_blob=False, offset=0)
+        source = MemberSource(store, layer, Digest.from_raw(member.digest), index)
+        super().__init__(store, member, SpanReader(source, member, index, checksums, is_whole_blob=False, offset=0))
         self._is_hashed = False
-        self._descriptor = self._look() if member.size else None
-
-    @property
-    def state(self) -> Literal["lazy", "partial", "native"]:
-        """``native`` while the file is trusted, else ``lazy``."""
-        return "native" if self._descriptor is not None or self.size == 0 else "lazy"
-
-    def read_ready(self, start: int, stop: int) -> bytes | memoryview | None:
-        """The bytes ``[start, stop)`` when they are in the page cache, and right where the file is not trusted.
-
-        Raises:
-            ValueError: when the range is not within the file.
-        """
-        descriptor = self._descriptor
-        if descriptor is None or start == stop:
-            return self._spans.read_ready(start, stop)
-        self._check(start, stop)
-        data = descriptor.read_cached(start, stop - start)
-        return None if data is None else memoryview(data).toreadonly()
-
-    def begin_read(self, start: int, stop: int) -> None:
-        """Nothing: `read` has to wait for the disk."""
 
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes ``[start, stop)``; the first read of a file that is not trusted waits until it is hashed.
 
         Raises:
-            LayerCorrupt: when they are not what was verified, or the file is not there.
-            KitfsError, OSError: when the store or the disk fails.
-            ValueError: when the range is not within the file.
+            LayerCorrupt, KitfsError, OSError, ValueError: as `FileOrSpans.read`.
         """
-        self._check(start, stop)
         if self._descriptor is None and not self._is_hashed and start < stop:
+            self._check(start, stop)
             self._is_hashed = True
             self._restamp()
-        descriptor = self._descriptor
-        if descriptor is not None:
-            data = descriptor.read(start, stop - start)
-            if len(data) == stop - start:
-                return data
-            self._descriptor = None
-        return self._spans.read(start, stop)
-
-    def _check(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= self.size:
-            raise ValueError(f"range [{start}, {stop}) of a file of {self.size} bytes")
-
-    def _look(self) -> Descriptor | None:
-        """The member's file when its stamp holds; nothing is hashed."""
-        try:
-            fd, is_trusted = self._store.open_member(self._digest)
-        except (MemberNotFound, RecordCorrupt):
-            return None
-        descriptor = Descriptor(fd)
-        return descriptor if is_trusted and os.fstat(fd).st_size == self.size else None
+        return super().read(start, stop)
 
     def _restamp(self) -> None:
         """Trust the file again when its bytes are right; who fails leaves it to the spans."""

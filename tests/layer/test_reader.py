@@ -90,7 +90,7 @@ def test_states_say_how_a_member_is_read(layers, tar_of, files):
     lazy = layers.add(tar_of(files), GZIP)
     packed = layers.add(tar_of(files), ZSTD)
     with LayerReader(layers.store, plain.digest) as reader:
-        assert {member.state for member in open_all(reader).values()} == {"lazy"}
+        assert {member.state for member in open_all(reader).values() if member.size} == {"lazy"}
     with LayerReader(layers.store, lazy.digest) as reader:
         members = open_all(reader)
         assert [members["model/large"].read(0, 5), members["model/large"].state] == [files["model/large"][:5], "lazy"]
