@@ -42,7 +42,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """The long crash, error, bit flip and garbage collection campaigns, and ten times as many examples of the properties."""
+    """The long crash, error, bit flip and garbage collection campaigns, and ten times the examples of properties."""
     _install(session)
     session.run("pytest", *session.posargs, env={"KITFS_CAMPAIGN": "1", "HYPOTHESIS_PROFILE": "nightly"})
 

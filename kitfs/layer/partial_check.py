@@ -116,7 +116,7 @@ def _is_right(fd: int, layer: LazyLayer, member: TocMember, span: int, report: F
     try:
         return layer.decode(span)[begin - start : end - start] == data
     except KitfsError:
-        return False  # the blob is wrong there, so nothing vouches for it
+        return True  # the blob is wrong there, which is named; this may be the last right copy of these bytes
 
 
 def _repair(wrong: _WrongPartial) -> bool:

@@ -63,8 +63,9 @@ def read_pieces(path, size):
 
 
 def fsck(machine, *options, status):
-    """What a check prints."""
-    return json.loads(machine.run("fsck", "--read-data", "--format", "json", *options, status=status).stdout)
+    """What a check finds; a member that is just being placed is a note."""
+    report = json.loads(machine.run("fsck", "--read-data", "--format", "json", *options, status=status).stdout)
+    return [(one["damage"], one["name"]) for one in report["findings"] if one["state"] != "note"]
 
 
 def test_a_flip_in_a_gzip_layer_is_eio_where_it_hits(machine, import_gzip, files):
@@ -88,12 +89,11 @@ def test_a_flip_in_a_gzip_layer_is_eio_where_it_hits(machine, import_gzip, files
                     assert any(low < stop and begin < high for begin, stop in broken), (bit, name, start)
                 else:
                     assert found == data[start : start + PIECE_SIZE], (bit, name, start)
-        report = fsck(machine, status=6)
-        assert [(one["damage"], one["name"]) for one in report["findings"]] == [("wrong-digest", str(layer))]
+        assert fsck(machine, status=6) == [("wrong-digest", str(layer))]
         machine.run("umount", mount)
         flip_bit(path, bit)
         drop_members(machine.home)
-    assert fsck(machine, status=0)["findings"] == []
+    assert fsck(machine, status=0) == []
 
 
 def drop_members(home):
@@ -123,12 +123,11 @@ def test_a_flip_in_a_member_file_is_never_seen_through_a_mount(machine, import_g
         data = rng.choice(list(files.values()))
         digest, path = plant(machine.home, data)
         flip_bit(path, rng.randrange(8 * len(data)))
-        damages = {(one["damage"], one["name"]) for one in fsck(machine, status=1)["findings"]}
-        assert ("wrong-member-digest", str(digest)) in damages
+        assert ("wrong-member-digest", str(digest)) in fsck(machine, status=1)
         mount = machine.mount("mnt", "gz:1")
         for other, expected in files.items():
             assert b"".join(found or b"EIO" for _, found in read_pieces(mount / other, len(expected))) == expected
         machine.run("umount", mount)
         fsck(machine, "--repair", status=1 if path.exists() and path.read_bytes() != data else 0)
-        assert fsck(machine, status=0)["findings"] == []
+        assert fsck(machine, status=0) == []
         drop_members(machine.home)

@@ -16,7 +16,7 @@ from kitfs.store.records import MemberRecord, encode_value
 from kitfs.store.stamp import stamp_of
 from kitfs.store.store import Store
 
-FLIPS = 12
+FLIPS = 8
 CAMPAIGN_FLIPS = 600
 REPAIRS_ONE_IN = 6  # of flips that lose something: a repair, and what an import puts back
 

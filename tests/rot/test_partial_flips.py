@@ -16,7 +16,7 @@ from kitfs.layer.reader import LayerReader
 from kitfs.store.findings import FsckReport
 from kitfs.store.store import Store
 
-FLIPS = 12
+FLIPS = 8
 CAMPAIGN_FLIPS = 800
 
 
