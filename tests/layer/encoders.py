@@ -109,8 +109,8 @@ ENCODERS = {
     "concatenated": concatenate,
     "full flush": flush_fully,
 }
-ONE_BLOCK = {"isal 0", "zlib-ng 1"}
-"""They write one block of any size."""
+ONE_BLOCK = {"isal 0", "igzip 0", "zlib-ng 1"}
+"""They write one block of any size; the command igzip one for each 8 MiB."""
 
 SIZE_MAX = {"zopfli": 128 << 10, "libdeflate 12": 8 * MIB}
 """Bytes that the slow ones are given."""
