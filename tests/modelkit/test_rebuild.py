@@ -19,6 +19,7 @@ from kitfs.store import schema
 from kitfs.store.errors import IndexInUse, StoreNotFound
 from kitfs.store.fsck import check
 from kitfs.store.gc import gc
+from kitfs.store.outline import MEMBERS_MIN
 from kitfs.store.recipe import encode_recipe, read_recipe
 from kitfs.store.records import KIND_FILE, InodeRange, MemberRecord
 from kitfs.store.store import Store
@@ -282,6 +283,20 @@ def test_recipe_that_gives_other_bytes_is_not_recorded(many_forms, silent):
     with Store.open(many_forms) as store:
         assert store.find_blob(layer) is None
         assert path.exists()
+
+
+def test_layer_of_many_members_keeps_its_outline(store_home, silent, dump, bring, make_layout, make_layer, tmp_path):
+    """A layer that has an outline beside its table of contents has it again."""
+    files = {f"many/{number}": b"" for number in range(MEMBERS_MIN + 1)}
+    with Store.open(store_home) as store:
+        bring(store, make_layout(tmp_path / "many", "1", [make_layer("", files)]))
+        before = dump(store)
+        [values] = [record.outline_values for record, *_ in before["layers"].values()]
+        assert values
+    assert rebuild_index(store_home, silent).exit_code == 0
+    with Store.open(store_home) as store:
+        assert dump(store) == before
+        assert check(store, read_data=True).exit_code == 0
 
 
 def test_index_that_is_open_elsewhere_is_not_replaced(many_forms, silent):
