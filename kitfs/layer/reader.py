@@ -197,7 +197,7 @@ class LayerReader:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
         member = self.toc[index]
-        if self._source is not None:
+        if self._source is not None and not self._is_split:
             return "native" if self.record.format == "raw" or not member.size else "lazy"
         if not member.size or (member.digest and self._store.is_member_trusted(Digest.from_raw(member.digest))):
             return "native"

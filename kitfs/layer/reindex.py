@@ -7,10 +7,18 @@ as that. One thread.
 
 from __future__ import annotations
 
-from kitfs.digest import Digest
+import dataclasses
+from collections.abc import Collection
+
+import msgspec
+
+from kitfs.digest import CHECKSUM_SIZE, Digest
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
+from kitfs.layer.spans import first_spans
 from kitfs.oci.mediatype import Compression, LayerFormat
+from kitfs.store.recipe import Recipe
+from kitfs.store.stored import Reading
 
 
 class LayerWatcher:
@@ -40,3 +48,40 @@ class LayerWatcher:
             return self._indexer.finish(digest)
         except LayerMalformed as error:
             raise LayerMalformed(digest, error.offset, error.reason) from error
+
+
+def find_wrong_members(found: LayerIndex, recipe: Recipe, reading: Reading) -> dict[int, Digest]:
+    """The members of a split layer whose files do not hold what its recipe says: offset to digest.
+
+    Args:
+        found: What watching its bytes told.
+        recipe: Its recipe.
+        reading: What reading it told.
+    """
+    read = {member.offset: member.digest for member in found.toc if member.size}
+    return {
+        member.offset: member.digest
+        for member in recipe.members
+        if member.digest not in reading.members or read.get(member.offset) != member.digest.raw
+    }
+
+
+def name_wrong_members(found: LayerIndex, wrong: Collection[int]) -> list[bytes]:
+    """The paths of members at some offsets."""
+    return [member.path for member in found.toc if member.size and member.offset in wrong]
+
+
+def without_wrong_members(found: LayerIndex, wrong: dict[int, Digest]) -> LayerIndex:
+    """What a split layer holds, told by its recipe where files hold other bytes: those match no checksum.
+
+    Their checksums are zeros, so that no byte of them is served by spans; names, sizes and places are the recipe's.
+    """
+    firsts = first_spans(found.toc)
+    checksums = bytearray(found.span_checksums)
+    toc = list(found.toc)
+    for number, member in enumerate(toc):
+        if member.size and member.offset in wrong:
+            toc[number] = msgspec.structs.replace(member, digest=wrong[member.offset].raw)
+            start, stop = firsts[number] * CHECKSUM_SIZE, firsts[number + 1] * CHECKSUM_SIZE
+            checksums[start:stop] = bytes(stop - start)
+    return dataclasses.replace(found, toc=toc, span_checksums=bytes(checksums))

@@ -53,7 +53,7 @@ def take_inventory(
         StoreWriteFailed: when a folder can not be read.
     """
     inventory = Inventory({file.digest: file for file in stored.iter_blobs(layout)})
-    parsed = _read_small(inventory, progress)
+    parsed = _read_small(layout, inventory, progress)
     wanted = dict.fromkeys(record.manifest for record in logged.tags.values())
     wanted |= dict.fromkeys(Digest.parse(text) for session in sessions for text in session.manifests)
     for digest in (*logged.origins, *wanted, *parsed):  # blobs of several are the first one's
@@ -66,14 +66,18 @@ def take_inventory(
     return inventory
 
 
-def _read_small(inventory: Inventory, progress: Progress) -> dict[Digest, Manifest]:
+def _read_small(layout: Layout, inventory: Inventory, progress: Progress) -> dict[Digest, Manifest]:
     """Hash all blobs that can be manifests; those that are."""
-    small = [file for file in inventory.files.values() if file.size <= MANIFEST_SIZE_MAX and _is_object(file)]
+    small = [
+        file
+        for file in inventory.files.values()
+        if file.form != "split" and file.size <= MANIFEST_SIZE_MAX and _is_object(file)
+    ]
     parsed: dict[Digest, Manifest] = {}
     progress.start(f"{len(small)} manifests and configs", sum(file.size for file in small))
     for file in small:
         raw = bytearray()
-        reading = inventory.readings[file.digest] = stored.read_whole(file, raw.extend)
+        reading = inventory.readings[file.digest] = stored.read_whole(layout, file, raw.extend)
         progress.advance(file.size)
         if reading.is_right:
             try:

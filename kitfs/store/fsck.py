@@ -20,7 +20,14 @@ from kitfs.oci.mediatype import parse_layer_type
 from kitfs.store import agreement, catalog, gate, schema, tags, tags_log
 from kitfs.store.errors import RecordCorrupt, TagsLogCorrupt
 from kitfs.store.findings import Finding, FsckReport, Weight
-from kitfs.store.fsck_split import find_corrupt_recipes, find_damaged_members, find_wrong_pins, find_wrong_split
+from kitfs.store.fsck_split import (
+    find_corrupt_recipes,
+    find_damaged_members,
+    find_wrong_pins,
+    find_wrong_split,
+    weigh_blob,
+    weigh_member,
+)
 from kitfs.store.gc import iter_files
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -174,7 +181,7 @@ def find_wrong_digests(view: View) -> Iterator[Finding]:
     for digest, member in view.members.items():
         detail = _compare_digest(view, view.layout.member(digest), digest)
         if detail:
-            yield Finding("wrong-member-digest", str(digest), detail, _member_weight(member))
+            yield Finding("wrong-member-digest", str(digest), detail, weigh_member(member))
 
 
 def _compare_digest(view: View, path: Path, digest: Digest) -> str:
@@ -197,7 +204,7 @@ def find_tags_without_manifest(view: View) -> Iterator[Finding]:
         for repository, tag, record in tags.iter_tags(view.txn):
             if record.manifest not in view.manifests:
                 detail = f"it points at {record.manifest}, which is not in the index"
-                yield Finding("tag-without-manifest", f"{repository}:{tag}", detail, _weight(view, record.manifest))
+                yield Finding("tag-without-manifest", f"{repository}:{tag}", detail, weigh_blob(view, record.manifest))
     except RecordCorrupt:
         return  # named by find_corrupt_records
 
@@ -210,7 +217,7 @@ def find_lost_tags(view: View) -> Iterator[Finding]:
     except (RecordCorrupt, TagsLogCorrupt):
         return  # named by find_corrupt_records and find_disagreeing_counts
     for (repository, tag), text in logged.items():
-        if (repository, tag) not in known and _weight(view, Digest.parse(text)) is Weight.LOST:
+        if (repository, tag) not in known and weigh_blob(view, Digest.parse(text)) is Weight.LOST:
             detail = f"tags.log says that it is {text}, whose blob is not there; importing it again heals that"
             yield Finding("lost-tag", f"{repository}:{tag}", detail, Weight.LOST)
 
@@ -220,26 +227,15 @@ def find_incomplete_manifests(view: View) -> Iterator[Finding]:
     for digest, record in view.manifests.items():
         for needed in dict.fromkeys((digest, record.config, *record.layers)):
             if needed not in view.blobs:
-                weight = _weight(view, needed)
+                weight = weigh_blob(view, needed)
                 yield Finding("incomplete-manifest", str(digest), f"blob {needed} is not recorded", weight)
-
-
-def _weight(view: View, blob: Digest) -> Weight:
-    """A record whose file is there can be made anew."""
-    paths = view.layout.blob(blob), view.layout.recipe(blob)
-    return Weight.LOST if all(find_status(path) is None for path in paths) else Weight.REPAIRABLE
-
-
-def _member_weight(record: MemberRecord) -> Weight:
-    """Nothing else has the bytes of a member that split blobs need."""
-    return Weight.LOST if record.pins else Weight.REPAIRABLE
 
 
 def find_layers_without_blob(view: View) -> Iterator[Finding]:
     """Layers whose blob is not recorded."""
     for digest in view.layers:
         if digest not in view.blobs:
-            yield Finding("layer-without-blob", str(digest), "its blob is not recorded", _weight(view, digest))
+            yield Finding("layer-without-blob", str(digest), "its blob is not recorded", weigh_blob(view, digest))
 
 
 def find_incomplete_layers(view: View) -> Iterator[Finding]:
@@ -265,7 +261,7 @@ def find_missing_members(view: View) -> Iterator[Finding]:
     for digest, record in view.members.items():
         status = find_status(view.layout.member(digest))
         if status is None or not stat.S_ISREG(status.st_mode):
-            yield Finding("missing-member", str(digest), "its file is not there", _member_weight(record))
+            yield Finding("missing-member", str(digest), "its file is not there", weigh_member(record))
 
 
 def find_wrong_member_total(view: View) -> Iterator[Finding]:
@@ -288,7 +284,7 @@ def find_stale_members(view: View) -> Iterator[Finding]:
             continue  # named by find_missing_members
         if status.st_size != record.size:
             detail = f"its file has {status.st_size} bytes, expected {record.size}"
-            yield Finding("stale-member", str(digest), detail, _member_weight(record))
+            yield Finding("stale-member", str(digest), detail, weigh_member(record))
         elif record.stamp is None:
             detail = "its file has not stood still since it was placed; it is hashed when it is next opened"
             yield Finding("unstamped-member", str(digest), detail, Weight.NOTE)

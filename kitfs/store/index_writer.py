@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kitfs.digest import Digest
-from kitfs.store import catalog, schema, tags
+from kitfs.store import catalog, pins, schema, tags
 from kitfs.store.index import Index
+from kitfs.store.layout import Layout
+from kitfs.store.outline import MEMBERS_MIN, encode_outline
 from kitfs.store.records import (
     BlobRecord,
     InodeRange,
@@ -20,10 +22,11 @@ from kitfs.store.records import (
     ManifestRecord,
     MemberRecord,
     NextInode,
+    Stamp,
     TagRecord,
     TocMember,
 )
-from kitfs.store.stored import Reading, StoredFile
+from kitfs.store.stored import StoredFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +35,32 @@ class FoundBlob:
 
     Attributes:
         file: Where it lies.
-        reading: What reading it told.
+        stamp: What reading it gave to trust it by.
         media_types: What the manifests that name it call it.
         origin: Where it came from.
     """
 
     file: StoredFile
-    reading: Reading
+    stamp: Stamp | None
     media_types: Sequence[str]
     origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundMember:
+    """A member that has a file.
+
+    Attributes:
+        digest: Its digest.
+        size: Its bytes.
+        stamp: What reading it gave to trust it by.
+        is_right: False for one that a split blob needs and whose bytes are others.
+    """
+
+    digest: Digest
+    size: int
+    stamp: Stamp | None
+    is_right: bool = True
 
 
 class IndexWriter:
@@ -61,23 +81,32 @@ class IndexWriter:
                     origin=blob.origin,
                     added_s=min(blob.file.changed_s, self._now_s),
                     last_used_s=self._now_s,
-                    stamp=blob.reading.stamp,
+                    stamp=blob.stamp,
                 )
                 txn.put(schema.BLOBS, blob.file.digest.raw, record)
 
     def put_layer(self, digest: Digest, record: LayerRecord, toc: Sequence[TocMember], span_checksums: bytes,
                   checkpoints: Sequence[bytes]) -> None:  # fmt: skip
         """Record what indexing a layer found."""
+        outline = encode_outline(toc) if len(toc) > MEMBERS_MIN else ()
         with self._index.write() as txn:
-            catalog.put_layer(txn, digest, record, toc, span_checksums, checkpoints)
+            catalog.put_layer(txn, digest, record, toc, span_checksums, checkpoints, outline)
 
-    def put_members(self, members: Iterable[tuple[StoredFile, Reading]]) -> None:
-        """Record members."""
+    def put_members(self, members: Iterable[FoundMember]) -> None:
+        """Record members, without pins."""
         records = {
-            file.digest: MemberRecord(file.size, "native", self._now_s, reading.stamp) for file, reading in members
+            member.digest: MemberRecord(member.size, "native", self._now_s, member.stamp)
+            if member.is_right
+            else MemberRecord(member.size, "damaged", self._now_s)
+            for member in members
         }
         with self._index.write() as txn:
             catalog.put_members(txn, records)
+
+    def put_pins(self, layout: Layout) -> None:
+        """Pin the members of all split blobs that are recorded, once members are."""
+        with self._index.write() as txn:
+            pins.restore_pins(txn, layout, self._now_s)
 
     def put_manifests(self, manifests: Iterable[tuple[Digest, ManifestRecord]]) -> None:
         """Record manifests, first or again."""

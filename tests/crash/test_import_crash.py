@@ -24,8 +24,10 @@ from pathlib import Path
 import pytest
 
 from kitfs.digest import Digest
+from kitfs.store import schema
 from kitfs.store.fsck import check
 from kitfs.store.gc import gc
+from kitfs.store.records import MemberRecord
 from kitfs.store.store import Store
 from kitfs.transfer.detect import open_source
 from kitfs.transfer.importer import import_source
@@ -115,9 +117,14 @@ class Campaign:
         return "old" if states[tagged] == OLD else "new"
 
     def _leftovers(self, store: Store) -> list[Path]:
-        recorded = {digest.hex for digest, _ in store.iter_blobs()}
-        files = {path for name in ("blobs", "members", "ingest", "leases") for path in (self.home / name).rglob("*")}
-        return [path for path in files if path.is_file() and path.name not in recorded]
+        """Files that no record names, blobs in a form that theirs does not say among them."""
+        layout = store.layout
+        recorded = {layout.blob_in_form(digest, record.form) for digest, record in store.iter_blobs()}
+        with store.index.read() as txn:
+            recorded |= {layout.member(Digest.from_raw(key)) for key, _ in txn.iter(schema.MEMBERS, MemberRecord)}
+        folders = ("blobs", "recipes", "members", "partial", "ingest", "leases")
+        files = {path for name in folders for path in (self.home / name).rglob("*") if path.is_file()}
+        return sorted(files - recorded)
 
 
 @pytest.fixture

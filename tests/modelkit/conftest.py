@@ -14,9 +14,10 @@ import zstandard
 from kitfs.cli.progress import NoProgress
 from kitfs.digest import Digest
 from kitfs.layer.reader import LayerReader
+from kitfs.modelkit.pack import pack
 from kitfs.modelkit.sessions import prepare_session
 from kitfs.oci.reference import parse_reference
-from kitfs.store import schema
+from kitfs.store import catalog, schema
 from kitfs.store.records import InodeRange
 from kitfs.store.sessions import SessionOptions
 from kitfs.store.store import Store
@@ -102,11 +103,12 @@ def dump(store: Store) -> dict[str, object]:
     with store.index.read() as txn:
         for key, value in txn.iter_raw(schema.MEMBERS):
             members[key] = value[17:18]
+        total = catalog.get_member_total(txn)
         inodes = dict(txn.iter(schema.INODE_BASES, InodeRange))
     for key in members:
         record = store.find_member(Digest.from_raw(key))
-        members[key] = (record.size, record.state)
-    return found | {"layers": layers, "members": members, "inodes": inodes}
+        members[key] = (record.size, record.state, record.pins)
+    return found | {"layers": layers, "members": members, "total": total, "inodes": inodes}
 
 
 def read_all(store: Store, *, tagged: bool = True) -> dict[tuple[Digest, int], Digest]:
@@ -123,6 +125,9 @@ def read_all(store: Store, *, tagged: bool = True) -> dict[tuple[Digest, int], D
                     assert found[digest, number].raw == member.digest
     return found
 
+
+PACKED = {"weights/a.bin": bytes(range(251)) * 1300, "weights/b.bin": bytes(200_000), "weights/empty": b""}
+"""Large enough on average to be kept split."""
 
 FILES = {"model/weights": bytes(range(256)) * 3000, "model/config.json": b"{}" * 40, "model/empty": b""}
 
@@ -146,6 +151,12 @@ def many_forms_made(tmp_path_factory: pytest.TempPathFactory, shared_fixtures: P
         bring(store, shared_fixtures / "kit-v1.7.0")
         bring(store, shared_fixtures / "modctl/layout", repository="localhost/mp")
         bring(store, make_layout(tmp_path / "packed", "zstd", [layer("+zstd", FILES), layer("+gzip", {"x": b"x"})]))
+        context = tmp_path / "context"
+        for name, data in PACKED.items():
+            (context / name).parent.mkdir(parents=True, exist_ok=True)
+            (context / name).write_bytes(data)
+        (context / "Kitfile").write_text('manifestVersion: "1.0.0"\nmodel: {name: m, path: weights}\n')
+        pack(store, context, None, [parse_reference("mine:1")], created_s=1_700_000_000)
         for digest, record in list(store.iter_blobs()):
             if any("zstd" in text for text in record.media_types):  # reading those materialises their members
                 with LayerReader(store, digest) as reader:

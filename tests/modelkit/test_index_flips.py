@@ -179,7 +179,7 @@ def test_flipped_bit_of_the_index_is_no_wrong_answer(aged):
     with Store.open(home) as store:
         tags = read_tags(store)
         assert check(store, read_data=True).exit_code == 0
-        files = {str(digest): store.layout.blob(digest) for digest, _ in store.iter_blobs()}
+        files = {str(digest): store.layout.blob_in_form(digest, record.form) for digest, record in store.iter_blobs()}
     flipper = Flipper(home)
     counts = Counter()
     wrong = {}

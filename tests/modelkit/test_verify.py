@@ -12,6 +12,8 @@ from kitfs.modelkit.resolve import ModelKitNotFound, resolve
 from kitfs.modelkit.verify import verify
 from kitfs.oci.reference import parse_reference
 from kitfs.store import catalog, schema
+from kitfs.store.pins import unpin_members
+from kitfs.store.recipe import read_recipe
 from kitfs.store.repair import repair
 from kitfs.store.store import Store
 
@@ -23,6 +25,7 @@ REFERENCES = [
     "mp:raw",
     "mp:tar",
     "packed:zstd",
+    "mine:1",
     "empty:0",
     TUNED,
 ]
@@ -62,6 +65,13 @@ def rot(path):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def file_of(store, digest):
+    """The file of a blob; of a split one the file of its first member."""
+    if store.get_blob(digest).form != "split":
+        return store.layout.blob(digest)
+    return store.layout.member(read_recipe(store.layout, digest).members[0].digest)
+
+
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_sound_kit_is_right_and_every_part_is_looked_at(store, look, reference):
     """Of a sound ModelKit every blob that its tree needs is read, parents' models included, and nothing is damaged."""
@@ -96,24 +106,25 @@ def first(report, what, form=None):
 
 
 @pytest.mark.parametrize("what", ["manifest", "config", "model"])
-@pytest.mark.parametrize("reference", ["myllm:3.1.4", "myllm:3.1.4-gzip", "mp:raw", "packed:zstd"])
+@pytest.mark.parametrize("reference", ["myllm:3.1.4", "myllm:3.1.4-gzip", "mp:raw", "packed:zstd", "mine:1"])
 def test_rotten_blob_is_named(store, look, reference, what):
     """A flipped bit in any blob is named with its part; the others are looked at all the same."""
     _, before = look(reference)
     victim = first(before, what)
-    rot(store.layout.blob(victim))
+    rot(file_of(store, victim))
     damaged, report = look(reference)
     assert [digest for _, digest in damaged] == [victim]
     [[(reason, mend)]] = damaged.values()
-    assert "another digest" in reason
-    assert IMPORT_AGAIN in mend
+    is_split = store.get_blob(victim).form == "split"
+    assert ("holds other bytes" if is_split else "another digest") in reason
+    assert mend == IMPORT_AGAIN if is_split else mend.endswith(IMPORT_AGAIN)
     assert {part.verdict.digest for part in report.parts} == {part.verdict.digest for part in before.parts}
 
 
 def test_rotten_layer_of_a_parent_is_named(store, look):
     """A parent's model is part of what its child needs."""
     victim = first(look("myllm:3.1.4")[1], "model")
-    rot(store.layout.blob(victim))
+    rot(file_of(store, victim))
     damaged, report = look(TUNED)
     assert list(damaged) == [("model", victim)]
     assert next(part.kit for part in report.parts if part.verdict.damages) == "myllm:3.1.4"
@@ -140,6 +151,45 @@ def test_rotten_member_is_named_and_mended_as_it_says(store, look):
     assert mend == REPAIR_DATA
     repair(store, read_data=True)
     assert not look("packed:zstd")[0]
+
+
+def test_members_of_a_split_layer_are_named(store, look):
+    """Of a split layer each member that is wrong, cut or gone is named, zeros too; the right ones count as native."""
+    damaged, report = look("mine:1")
+    layer = first(report, "model")
+    [part] = [part for part in report.parts if part.what == "model"]
+    assert (part.verdict.native, part.verdict.spans) == (2, 5)
+    a, b = (store.layout.member(member.digest) for member in read_recipe(store.layout, layer).members)
+    whole = b.read_bytes()
+    assert not any(whole)
+    b.unlink()
+    wrong_b = ("the stored file of member 'weights/b.bin' holds other bytes, or is gone", IMPORT_AGAIN)
+    assert look("mine:1")[0] == {("model", layer): [wrong_b]}
+    b.write_bytes(whole[:-1])
+    rot(a)
+    wrong_a = (wrong_b[0].replace("b.bin", "a.bin"), IMPORT_AGAIN)
+    damaged, _ = look("mine:1")
+    assert damaged == {("model", layer): [wrong_a, wrong_b]}
+
+
+def test_rotten_recipe_is_named(store, look):
+    """A recipe that does not verify, or is gone, is damage of its layer that importing again mends."""
+    layer = first(look("mine:1")[1], "model")
+    rot(store.layout.recipe(layer))
+    assert look("mine:1")[0] == {("model", layer): [("its recipe's checksum differs", IMPORT_AGAIN)]}
+    store.layout.recipe(layer).unlink()
+    assert look("mine:1")[0] == {("model", layer): [("it is not there", IMPORT_AGAIN)]}
+
+
+def test_lost_pins_of_a_split_layer_are_named_and_mended_as_it_says(store, look):
+    """A member of a split layer that could be evicted is damage, which the repair that is named mends."""
+    layer = first(look("mine:1")[1], "model")
+    with store.index.write() as txn:
+        unpin_members(txn, [layer])
+    [[first_found, _]] = look("mine:1")[0].values()
+    assert first_found == ("member 'weights/a.bin' is not recorded as its", REPAIR_DATA)
+    repair(store, read_data=True)
+    assert not look("mine:1")[0]
 
 
 def put_layer(store, layer, **changes):
