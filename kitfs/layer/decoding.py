@@ -146,9 +146,9 @@ class Decoding:
 
     def _feed(self, fd: int, writer: MemberWriter) -> int:
         """Decode the whole blob into the writer; the blob's size."""
-        # The import has found out what it decodes to, and that this may be.
-        size = self._record.size_decoded
-        decoder = open_decoder(Compression(self._record.compression), DecodeLimits(decoded_size=size, free_size=size))
+        # The import admitted what it decodes to. A damaged one may decode to more: what is before the damage is kept.
+        limits = DecodeLimits(free_size=self._record.size_decoded)
+        decoder = open_decoder(Compression(self._record.compression), limits)
         pipeline = Pipeline("kitfs-write")
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         offset = 0

@@ -13,6 +13,7 @@ from collections.abc import Collection
 import msgspec
 
 from kitfs.digest import CHECKSUM_SIZE, Digest
+from kitfs.layer.decode import DecodeLimits
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
 from kitfs.layer.spans import first_spans
@@ -25,7 +26,9 @@ class LayerWatcher:
     """Indexes the bytes that it is shown as one kind of layer."""
 
     def __init__(self, layer_format: LayerFormat, compression: Compression) -> None:
-        self._indexer = LayerIndexer(layer_format, compression, hashes_blob=False)
+        # What an import admitted is admitted again, whatever `--expansion-max` was then.
+        limits = DecodeLimits(free_size=DecodeLimits().decoded_size)
+        self._indexer = LayerIndexer(layer_format, compression, limits=limits, hashes_blob=False)
         self._failure: LayerMalformed | None = None
 
     def watch(self, data: memoryview) -> None:
