@@ -164,7 +164,7 @@ def _compare(store: Store, record: LayerRecord, fresh: LayerIndex, verdict: Blob
         return
     if store.get_toc(fresh.digest) != fresh.toc:
         yield Damage("its table of contents differs from what is in it", REBUILD_INDEX)
-    if record.checkpoint_values:
+    if record.checkpoint_values and record.compression != Compression.NONE:
         yield from _decode_spans(store, record, fresh, verdict)
     elif fresh.record.compression == Compression.NONE:
         verdict.spans = len(fresh.span_checksums) // 16
