@@ -115,7 +115,7 @@ def test_second_load_makes_no_fuse_read(kitfs, mounted):
 
 
 def test_second_mount_shares_blobs(kitfs, shared_fixtures):
-    """A gzip kit that is mounted twice, and read twice, lies in the store once, as it was published."""
+    """Mounting a gzip kit again, and another tag of the same files, adds nothing to the store."""
     kitfs.run("import", shared_fixtures / "kit-v1.7.0", "--copy")
     code = """
 import hashlib, json, os, sys
@@ -130,9 +130,7 @@ print(json.dumps([hashlib.sha256(open(path, "rb").read()).hexdigest() for path i
     before = content()
     assert set(json.loads(python(code, kitfs.mount("myllm:3.1.4-gzip", at="two")))) == digests
     python(code, kitfs.mount("myllm:3.1.4-fast", at="three"))
-    after = content()
-    assert before == after
-    assert {path.parts[-4] for path in after} == {"blobs"}
+    assert content() == before
 
 
 def test_numbers_of_an_unpacked_inode_are_equal_in_two_mounts(kitfs, shared_fixtures):
