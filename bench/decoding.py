@@ -27,7 +27,7 @@ from kitfs.layer.lazy_layer import LazyLayer
 from kitfs.store.store import Store
 
 STEPS = {
-    "reading published bytes": ("kitfs.layer.descriptor", "Descriptor.read_into"),
+    "reading published bytes": ("kitfs.layer.descriptor", "Descriptor.read_once"),
     "unpacking windows": ("kitfs.layer.lazy_layer", "unpack"),
     "inflating": ("kitfs.layer.decoders", "decode_span"),
     "checksums": ("kitfs.layer.lazy_layer", "checksum"),
