@@ -16,11 +16,31 @@ def ahead(found: tuple[int, int]) -> int:
 
 
 def test_a_run_looks_further_ahead_with_each_read():
-    """The first read looks ahead for nothing, the second for two spans, then twice as far each time up to 12 MiB."""
+    """The first read looks ahead for nothing, the second for two spans, then twice as far each time up to 24 MiB."""
     state = ReadAhead()
     sizes = [ahead(state.note(start, start + PIECE)) for start in range(0, 20 * PIECE, PIECE)]
-    assert sizes[:6] == [0, MIB, 2 * MIB, 4 * MIB, 8 * MIB, AHEAD_SIZE_MAX]
-    assert set(sizes[6:]) == {AHEAD_SIZE_MAX}
+    assert sizes[:7] == [0, MIB, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB, AHEAD_SIZE_MAX]
+    assert set(sizes[7:]) == {AHEAD_SIZE_MAX}
+
+
+def test_a_loader_that_jumps_goes_on_at_half_the_distance():
+    """Tensors in the order of their names: a jump looks half as far ahead, lone reads soon for nothing."""
+    state = ReadAhead()
+    for start in range(0, 20 * PIECE, PIECE):
+        state.note(start, start + PIECE)
+    assert ahead(state.note(1 << 30, (1 << 30) + PIECE)) == AHEAD_SIZE_MAX // 2
+    assert ahead(state.note((1 << 30) + PIECE, (1 << 30) + 2 * PIECE)) == AHEAD_SIZE_MAX // 2
+    lone = [ahead(state.note(start << 30, (start << 30) + 4096)) for start in range(2, 10)]
+    assert lone == [6 * MIB, 3 * MIB, 3 * MIB // 2, 0, 0, 0, 0, 0]
+
+
+def test_runs_that_are_over_take_no_share():
+    """A loader that has jumped seven times looks as far ahead as one that never did."""
+    state = ReadAhead()
+    for base in range(RUNS_MAX):
+        for step in range(40):
+            last = state.note((base << 30) + step * PIECE, (base << 30) + (step + 1) * PIECE)
+    assert ahead(last) == AHEAD_SIZE_MAX
 
 
 def test_lone_reads_look_ahead_for_nothing():
@@ -62,7 +82,7 @@ def test_several_runs_share_what_is_ahead():
 
 @given(st.lists(st.tuples(st.integers(0, 1 << 33), st.integers(1, 1 << 24)), max_size=60))
 def test_what_is_ahead_is_bounded(reads):
-    """Whatever is read, the range ahead begins at or behind the read's end and is 12 MiB at most."""
+    """Whatever is read, the range ahead begins at or behind the read's end and is 24 MiB at most."""
     state = ReadAhead()
     for start, size in reads:
         begin, end = state.note(start, start + size)
