@@ -149,6 +149,8 @@ class MemberPartial:
         try:
             if partial.inner_share() >= FILLED_SHARE:
                 shared_finisher().submit(self)
+        except OSError as error:
+            _log.warning("%s", error)
         finally:
             self._leave()
 
@@ -197,7 +199,7 @@ class MemberPartial:
             size = self._stop - self._start
             if has_room or is_used(self._store.layout, self._name) or self._store.make_room(size):
                 return Partial(self._store.layout, self._name, size, self._last - self._first + 1)
-        except KitfsError as error:
+        except (KitfsError, OSError) as error:
             _log.warning("%s", error)
         self._retry_s = time.monotonic() + _RETRY_S
         return None
@@ -239,6 +241,9 @@ class MemberPartial:
             self._changed.wait_for(lambda: self._users == 0)
         try:
             self._place(partial)
+        except BaseException:
+            self._retry_s = time.monotonic() + _RETRY_S
+            raise
         finally:
             with self._changed:
                 self._partial = None
