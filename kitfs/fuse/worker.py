@@ -48,6 +48,7 @@ from kitfs.transfer.kit_refresh import is_import_due
 log = logging.getLogger(__name__)
 
 _QUESTION_SIZE_MAX = 4096
+_WARM_AFTER_S = 0.05
 _FAILED = 70
 """Exit code of a worker that could not serve (EX_SOFTWARE, sysexits.h)."""
 
@@ -157,8 +158,20 @@ async def _serve(view: View, handover: Handover, connection: socket.socket) -> N
     operations = KitOperations(view, handover.take)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_answer_daemon, view, handover, connection, operations.counters)
+        nursery.start_soon(_warm, view, handover)
         await run_session(operations, handover)
         nursery.cancel_scope.cancel()
+
+
+async def _warm(view: View, handover: Handover) -> None:
+    """Read what the first reader would wait for, once the listing that ends a mount has had its time."""
+    await handover.taken.wait()
+    await trio.sleep(_WARM_AFTER_S)
+    try:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(view.warm)
+    except (KitfsError, OSError) as error:
+        log.info("%s", error)  # whoever opens a file of it hears of it
 
 
 async def _answer_daemon(view: View, handover: Handover, connection: socket.socket, counters: Counters) -> None:

@@ -32,6 +32,7 @@ from kitfs.layer.materialise import Materialiser
 from kitfs.layer.member_file import MemberFileReader
 from kitfs.layer.plain_member import PlainMember
 from kitfs.layer.policy import Materialise
+from kitfs.layer.span_pool import shared_pool
 from kitfs.layer.span_reader import BlobSource, SpanReader
 from kitfs.layer.spans import first_spans
 from kitfs.layer.split_member import SplitMember, is_split
@@ -188,6 +189,11 @@ class LayerReader:
         if self.materialise is Materialise.ALWAYS and file.state == "lazy" and member.digest is not None:
             self._materialiser.begin(Digest.from_raw(member.digest))
         return file
+
+    def warm(self) -> None:
+        """Start the threads that decode, where the layer needs them: the first reader need not wait for that."""
+        if self._lazy is not None:
+            shared_pool().start()
 
     def find_state(self, index: int) -> State:
         """How a member would be read now; nothing is opened or begun.

@@ -212,12 +212,20 @@ class SpanPool:
         for thread in self._threads:
             thread.join(timeout_s)
 
-    def _wake(self) -> None:
+    def start(self) -> None:
+        """Start the threads; who does not call it has them started by the first span that is wanted."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
         if not self._threads:
             names = (f"kitfs-span-{number}" for number in range(self._thread_count))
             self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
             for thread in self._threads:
                 thread.start()
+
+    def _wake(self) -> None:
+        self._start()
         self._wanted.notify()
 
     def _forget(self, task: SpanTask) -> None:

@@ -161,6 +161,10 @@ class Tree:
         self._shared: dict[int, list[_Place]] = {0: []}  # directories that several parts have, and the root
         self._twins: dict[int, int] = {}  # number of such a directory in a later part, to the one that it has
 
+    def iter_layers(self) -> Iterator[Digest]:
+        """The layers that files of the tree are in."""
+        return (part.layer for part in self._parts if part.layer is not None)
+
     def __len__(self) -> int:
         return self.stop - len(self._twins)
 

@@ -209,6 +209,9 @@ class StoreView:
         """
         return None if inode in self._above else self._kit_of(inode).state(inode)
 
+    def warm(self) -> None:
+        """Nothing: which ModelKits are wanted is not known."""
+
     def measure_native(self) -> NativeShare:
         """How much is plain files in the store, of what has been looked at so far.
 

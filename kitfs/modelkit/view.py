@@ -72,6 +72,9 @@ class View(Protocol):
     def measure_native(self) -> NativeShare:
         """How much of what is shown is plain files in the store; may block in any view."""
 
+    def warm(self) -> None:
+        """Read ahead of the first reader what it would wait for; may block in any view."""
+
     def statistics(self) -> Statistics:
         """Size and number of all that is shown."""
 
@@ -150,6 +153,15 @@ class KitView:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
         return self._kit.measure_native()
+
+    def warm(self) -> None:
+        """Read the tables of the first layers.
+
+        Raises:
+            LayerNotIndexed, LayerCorrupt: when a layer can not be read.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        self._kit.warm()
 
     def statistics(self) -> Statistics:
         """Size and number of all that is shown."""

@@ -157,6 +157,9 @@ class SampleView:
     def state(self, inode: int) -> str | None:
         return self.open(inode).state if self.attributes(inode).kind is NodeKind.FILE else None
 
+    def warm(self) -> None:
+        """Nothing is read ahead."""
+
     def measure_native(self) -> NativeShare:
         return NativeShare(0, sum(file.size for file in FILES.values()), is_begun=False)
 
