@@ -214,12 +214,13 @@ class CheckpointValues:
         values = [
             (key, value) for key, value in raw_values(specimen, schema.CHECKPOINTS) if key[:32] == layer.digest.raw
         ]
-        directories = count_directory_values(layer.index.checkpoints[0]) if layer.index.checkpoints else 0
+        has_spans = bool(layer.index.checkpoints) and layer.index.record.compression != "none"
+        directories = count_directory_values(layer.index.checkpoints[0]) if has_spans else 0
         self.checksums = values[:batches]
         self.directory = values[batches : batches + directories]
         self.windows = values[batches + directories :]
         self.spans = None
-        if layer.index.checkpoints:
+        if has_spans:
             self.spans = SpanMap(layer.index.checkpoints[:directories], layer.index.size_decoded)
 
     def spans_of(self, number):
