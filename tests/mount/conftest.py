@@ -29,7 +29,7 @@ WEIGHTS = random.Random(1).randbytes(8 << 20)
 """The model of the ModelKit ``myllm:1``, at ``weights.bin``."""
 
 RUN = "from kitfs.cli.main import main; main()"
-TIMEOUT_S = 120
+TIMEOUT_S = 60
 
 
 def _blob(layout: Path, media_type: str, data: bytes) -> dict[str, object]:
@@ -106,12 +106,26 @@ class Machine:
     def run(self, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a verb and check its exit code; no traceback ever reaches a user."""
         command = self.command(*arguments)
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as expired:
+            pytest.fail(f"{arguments} took {TIMEOUT_S} s: {expired.stderr!r}\n{self.describe()}")
         assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done
+
+    def describe(self) -> str:
+        """What each process waits for, and what the daemon has logged: for a command that hangs."""
+        lines = []
+        for pid in self.processes():
+            for task in Path(f"/proc/{pid}/task").glob("*"):
+                with contextlib.suppress(OSError):
+                    seen = [(task / name).read_text() for name in ("comm", "wchan", "stack")]
+                    lines.append(" ".join([task.name, *seen]))
+        logs = Path(self.environment["XDG_RUNTIME_DIR"]).rglob("*.log")
+        return "\n".join([*lines, *(log.read_text()[-4000:] for log in logs)])
 
     def mount(self, name: str = "mnt", reference: str = "myllm:1", *options: str) -> Path:
         """Mount, and the mount point."""
