@@ -184,6 +184,7 @@ def test_another_boots_partials_are_dropped(layers, index, shards):
     shared_pool().forget(reader._lazy)
     with LayerReader(layers.store, index.digest) as reader:
         assert read(reader.open_member(0)) == shards["one"]
+        settle(reader)
         assert not old.exists()
     drop_other_boots(layers.store.layout)
     assert folder.exists()
