@@ -18,9 +18,8 @@ from isal import igzip_lib, isal_zlib
 from kitfs.layer.decode import OUTPUT_SIZE, DecodeLimits, Meter
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.gzip_header import TRAILER_SIZE, HeaderRefused, find_header_end, has_magic
+from kitfs.layer.span_decode import DeflateError
 
-# isal's stubs declare the exception as a value, not as a class.
-_DeflateError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
 _SLICE_SIZE_MIN = 4 << 10
 
 
@@ -78,7 +77,7 @@ class IsalBody:
         while True:
             try:
                 piece = inflater.decompress(data, OUTPUT_SIZE)
-            except _DeflateError as error:
+            except DeflateError as error:
                 raise BodyBroken(str(error)) from error
             if piece:
                 yield piece

@@ -100,7 +100,9 @@ class LazyMember:
             return "native"
         if self._find_file() is not None:
             return "native"
-        return "partial" if self._partial is not None and self._partial.is_begun else "lazy"
+        partial = self._partial
+        is_begun = partial is not None and (partial.is_begun or self._layer.has_partial(self._index))
+        return "partial" if is_begun else "lazy"
 
     def _look(self) -> None:
         """Open the member's file when there is one that can be believed; a look at the index, nothing is hashed."""

@@ -11,6 +11,7 @@ No lock is held across I/O: the lock here guards who writes, and whoever opens t
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 import time
@@ -37,6 +38,14 @@ _log = logging.getLogger(__name__)
 def partial_name(layer: Digest, index: int) -> str:
     """The name of a member's partial files."""
     return f"{layer.hex}.{index}"
+
+
+class _Adoption(enum.Enum):
+    """Whether the partial that others have left was looked for."""
+
+    DUE = enum.auto()
+    UNDER_WAY = enum.auto()
+    DONE = enum.auto()
 
 
 class SpanLayer(Protocol):
@@ -93,8 +102,7 @@ class MemberPartial:
         self._is_opening = False
         self._is_ending = False
         self._retry_s = 0.0
-        if find_partial(store.layout, self._name):
-            self._partial = self._open(has_room=True)
+        self._adoption = _Adoption.DUE
 
     @property
     def is_begun(self) -> bool:
@@ -107,6 +115,7 @@ class MemberPartial:
 
     def find(self, span: int) -> bytes | None:
         """The verified bytes of a span that somebody has decoded before, or None."""
+        self._adopt()  # whatever the span: one that is not read back from here is given to `keep` next
         start, stop = self._layer.range(span)
         if start < self._start or stop > self._stop:
             return None
@@ -128,6 +137,29 @@ class MemberPartial:
         finally:
             self._leave()
         return None
+
+    def _adopt(self) -> None:
+        """Open the partial that is there already, before the first span is looked for; who comes meanwhile waits.
+
+        Not when the member is opened: that is on the trio thread, and the folder's lock may have to be waited for.
+        """
+        with self._changed:
+            if self._adoption is not _Adoption.DUE:
+                self._changed.wait_for(lambda: self._adoption is _Adoption.DONE)
+                return
+            self._adoption = _Adoption.UNDER_WAY
+        partial = None
+        try:
+            if find_partial(self._store.layout, self._name):
+                partial = self._open(has_room=True)
+        finally:
+            with self._changed:
+                if self._partial is None and not self._is_opening and not self.is_native:
+                    self._partial, partial = partial, None
+                self._adoption = _Adoption.DONE
+                self._changed.notify_all()
+            if partial is not None:
+                partial.close()  # another thread has opened it too
 
     def keep(self, span: int, data: bytes) -> None:
         """Write a verified span to the member's partial file, once."""

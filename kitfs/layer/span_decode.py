@@ -12,8 +12,9 @@ from isal import igzip_lib
 
 from kitfs.layer.gzip_header import TRAILER_SIZE, HeaderRefused, find_header_end, has_magic
 
-# isal's stubs declare the exception as a value, not as a class.
-_DeflateError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]
+DeflateError: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]  # the stubs say it is a value
+"""Deflate data that isal does not decode."""
+
 _NO_WINDOW = bytes(32 << 10)
 _SLICE_SIZE = 32 << 10  # what follows a member in a slice is copied at its end
 
@@ -101,7 +102,7 @@ def peek_span(data: memoryview, shift: int, window: bytes, size: int) -> bytes:
     try:
         inflater = open_span(data, shift, window)
         return bytes(inflater.decompress(data[1:], size))
-    except _DeflateError as error:
+    except DeflateError as error:
         raise SpanBroken(str(error)) from error
 
 
@@ -119,7 +120,7 @@ def decode_span(data: memoryview, shift: int, window: bytes, size: int) -> bytes
     """
     try:
         return _decode(data, shift, window, size)
-    except _DeflateError as error:
+    except DeflateError as error:
         raise SpanBroken(str(error)) from error
 
 
@@ -145,7 +146,7 @@ def decode_span_behind(data: memoryview, shift: int, window: bytes, size: int, l
         if left < 0:
             raise SpanBroken("more bytes than expected before the span")
         decoded = _decode_on(inflater, data, max(stop, 1), left + size)
-    except _DeflateError as error:
+    except DeflateError as error:
         raise SpanBroken(str(error)) from error
     return decoded[left:] if left else decoded
 

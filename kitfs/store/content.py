@@ -7,11 +7,12 @@ descriptors; one thread at a time uses it.
 
 from __future__ import annotations
 
+import abc
 import bisect
 import os
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 from kitfs.digest import Digest, Digester
 from kitfs.store.errors import BlobCorrupt
@@ -21,7 +22,7 @@ from kitfs.store.recipe import Recipe, RecipeMember, read_recipe
 PIECE_SIZE = 1 << 20
 
 
-class Content(Protocol):
+class Content(abc.ABC):
     """An open blob; a context manager.
 
     Attributes:
@@ -32,6 +33,7 @@ class Content(Protocol):
     digest: Digest
     size: int
 
+    @abc.abstractmethod
     def read(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from ``offset``, fewer only at the end.
 
@@ -39,7 +41,10 @@ class Content(Protocol):
             BlobCorrupt: when a member of a split blob is gone or too short.
             OSError: when the disk fails.
         """
-        ...
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close its files; harmless when closed."""
 
     def iter_pieces(self, size: int = PIECE_SIZE) -> Iterator[bytes]:
         """All bytes in order, in pieces of at most ``size``.
@@ -47,38 +52,10 @@ class Content(Protocol):
         Raises:
             BlobCorrupt, OSError: as ``read``.
         """
-        ...
-
-    def close(self) -> None:
-        """Close its files; harmless when closed."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class _Closing:
-    """What both forms share."""
-
-    size: int
-
-    def read(self, offset: int, size: int) -> bytes:
-        """See ``Content``."""
-        raise NotImplementedError
-
-    def iter_pieces(self, size: int = PIECE_SIZE) -> Iterator[bytes]:
-        """See ``Content``."""
         offset = 0
         while piece := self.read(offset, size):
             yield piece
             offset += len(piece)
-
-    def close(self) -> None:
-        """See ``Content``."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +66,7 @@ class _Closing:
         self.close()
 
 
-class WholeContent(_Closing):
+class WholeContent(Content):
     """A blob that is one file; see ``Content``."""
 
     def __init__(self, digest: Digest, fd: int) -> None:
@@ -118,7 +95,7 @@ class _Segment(NamedTuple):
     rest_offset: int
 
 
-class SplitContent(_Closing):
+class SplitContent(Content):
     """A blob that is a recipe and members; see ``Content``."""
 
     def __init__(self, layout: Layout, recipe: Recipe) -> None:

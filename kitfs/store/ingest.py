@@ -28,6 +28,20 @@ FindStamp = Callable[[Digest, bool], Stamp | None]
 """The recorded stamp of a blob (or, second argument true, of a member)."""
 
 
+def check_content(digester: Digester, expected: Digest | None, size: int | None) -> Digest:
+    """The digest of what was written, once it is what was announced.
+
+    Raises:
+        DigestMismatch, SizeMismatch: when it is not.
+    """
+    if size is not None and size != digester.size:
+        raise SizeMismatch(size, digester.size, f"content of {expected}" if expected else "content")
+    digest = digester.digest()
+    if expected is not None and digest != expected:
+        raise DigestMismatch(expected, digest)
+    return digest
+
+
 def place_file(lease: Lease, path: Path, digest: Digest, find_stamp: FindStamp, *, member: bool) -> None:
     """Step 4 of store.md 2: a file that is whole, verified and synced becomes visible under its digest.
 
@@ -123,26 +137,17 @@ class Ingest:
 
     def _commit(self, expected: Digest | None, size: int | None, *, member: bool) -> Digest:
         try:
-            digest = self._check(expected, size)  # step 2: is it what was announced
+            digest = check_content(self._digester, expected, size)  # step 2: is it what was announced
             with durable.naming(self._path, "chmod of"):
                 os.fchmod(self._fd, FILE_MODE)
             durable.sync_file(self._fd, self._path)  # step 3: bytes and final mode on disk, nothing writable left
             self._close()
-            place_file(
-                self._lease, self._path, digest, self._find_stamp, member=member
-            )  # step 4: visible under its digest
+            # step 4: visible under its digest
+            place_file(self._lease, self._path, digest, self._find_stamp, member=member)
         except BaseException:
             self.abort()
             raise
         self._over = True
-        return digest
-
-    def _check(self, expected: Digest | None, size: int | None) -> Digest:
-        if size is not None and size != self.size:
-            raise SizeMismatch(size, self.size, f"content of {expected}" if expected else "content")
-        digest = self._digester.digest()
-        if expected is not None and digest != expected:
-            raise DigestMismatch(expected, digest)
         return digest
 
     def _close(self) -> None:

@@ -25,9 +25,9 @@ from kitfs.archive.tar_toc import MemberKind, Piece, TarMalformed, TocReader
 from kitfs.digest import Digest, Digester, DigestMismatch
 from kitfs.errors import KitfsError
 from kitfs.store import catalog, durable
-from kitfs.store.errors import LimitExceeded, RecordCorrupt, SizeMismatch
+from kitfs.store.errors import LimitExceeded, RecordCorrupt
 from kitfs.store.index import Index
-from kitfs.store.ingest import FILE_MODE
+from kitfs.store.ingest import FILE_MODE, check_content
 from kitfs.store.lease import Lease, Placement
 from kitfs.store.recipe import REST_SIZE_MAX, RecipeMember, encode_recipe
 from kitfs.store.records import KIND_FILE, Stamp, TocMember
@@ -219,11 +219,7 @@ class SplitIngest:
         return digest
 
     def _check(self, expected: Digest | None, size: int | None) -> Digest:
-        if size is not None and size != self.size:
-            raise SizeMismatch(size, self.size, f"content of {expected}" if expected else "content")
-        digest = self._digester.digest()
-        if expected is not None and digest != expected:
-            raise DigestMismatch(expected, digest)
+        digest = check_content(self._digester, expected, size)
         if self._malformed is not None:
             raise self._malformed
         return digest
