@@ -1,52 +1,33 @@
 """Progress of long operations on standard error: bars on a terminal, a line per step otherwise.
 
-The library reports through ``Progress`` calls and never prints. ``fancy`` draws bars with bytes, rate and time
-left; ``plain`` prints a line when a step is done; ``none`` prints nothing.
+``fancy`` draws a bar with bytes, rate and time left for each step; ``plain`` prints a line when a step is done;
+``none`` prints nothing. All are thread-safe, and steps may run at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from kitfs.cli.output import format_size, say
+from kitfs.progress import NoProgress, Progress, SilentStep, Step
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
 
-class Progress(Protocol):
-    """What a long operation tells: steps with a name and a size, and bytes done in the current one."""
-
-    def start(self, name: str, size: int) -> None:
-        """A step begins; ``size`` in bytes."""
-
-    def advance(self, size: int) -> None:
-        """So many more bytes of the current step are done."""
-
-    def finish(self) -> None:
-        """The current step is done."""
-
-
-class NoProgress:
-    """Says nothing."""
-
-    def start(self, name: str, size: int) -> None:
-        """A step begins."""
-
-    def advance(self, size: int) -> None:
-        """Bytes are done."""
-
-    def finish(self) -> None:
-        """The step is done."""
-
-
-class PlainProgress(NoProgress):
+class PlainProgress:
     """One line for each step that is done."""
 
-    def __init__(self) -> None:
-        self._name, self._size = "", 0
-
-    def start(self, name: str, size: int) -> None:
+    def begin(self, name: str, size: int) -> Step:
         """A step begins."""
+        return _PlainStep(name, size)
+
+
+class _PlainStep(SilentStep):
+    def __init__(self, name: str, size: int) -> None:
         self._name, self._size = name, size
 
     def finish(self) -> None:
@@ -68,23 +49,13 @@ class FancyProgress:
         )
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True),
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True),
                    TransferSpeedColumn(), TimeRemainingColumn())  # fmt: skip
         self._bars = Bars(*columns, console=Console(stderr=True))
-        self._task = self._bars.add_task("", visible=False)
 
-    def start(self, name: str, size: int) -> None:
+    def begin(self, name: str, size: int) -> Step:
         """Draw a bar for the step."""
-        self._task = self._bars.add_task(name, total=max(size, 1))
-
-    def advance(self, size: int) -> None:
-        """Move the bar."""
-        self._bars.advance(self._task, size)
-
-    def finish(self) -> None:
-        """Fill the bar."""
-        task = self._bars.tasks[self._task]
-        self._bars.update(self._task, completed=task.total or 1)
+        return _Bar(self._bars, self._bars.add_task(name, total=max(size, 1)), max(size, 1))
 
     def __enter__(self) -> FancyProgress:
         self._bars.start()
@@ -92,6 +63,21 @@ class FancyProgress:
 
     def __exit__(self, *_error: object) -> None:
         self._bars.stop()
+
+
+class _Bar:
+    """One bar; rich takes its lock for each call."""
+
+    def __init__(self, bars: Bars, task: TaskID, total: int) -> None:
+        self._bars, self._task, self._total = bars, task, total
+
+    def advance(self, size: int) -> None:
+        """Move the bar."""
+        self._bars.advance(self._task, size)
+
+    def finish(self) -> None:
+        """Fill the bar."""
+        self._bars.update(self._task, completed=self._total)
 
 
 @contextmanager

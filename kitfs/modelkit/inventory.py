@@ -13,12 +13,12 @@ from kitfs.digest import Digest
 from kitfs.errors import MalformedError
 from kitfs.oci.manifest import MANIFEST_SIZE_MAX, Manifest, parse_manifest
 from kitfs.oci.mediatype import OCI_MANIFEST, LayerType, parse_layer_type
+from kitfs.progress import Progress
 from kitfs.store import stored
 from kitfs.store.layout import Layout
 from kitfs.store.rebuild_facts import LoggedTags
 from kitfs.store.sessions import SessionRecord
 from kitfs.store.stored import Reading, StoredFile
-from kitfs.transfer.intake import Progress
 
 _HEAD_SIZE = 256
 
@@ -74,17 +74,17 @@ def _read_small(layout: Layout, inventory: Inventory, progress: Progress) -> dic
         if file.form != "split" and file.size <= MANIFEST_SIZE_MAX and _is_object(file)
     ]
     parsed: dict[Digest, Manifest] = {}
-    progress.start(f"{len(small)} manifests and configs", sum(file.size for file in small))
+    step = progress.begin(f"{len(small)} manifests and configs", sum(file.size for file in small))
     for file in small:
         raw = bytearray()
         reading = inventory.readings[file.digest] = stored.read_whole(layout, file, raw.extend)
-        progress.advance(file.size)
+        step.advance(file.size)
         if reading.is_right:
             try:
                 parsed[file.digest] = parse_manifest(bytes(raw))
             except MalformedError:
                 continue
-    progress.finish()
+    step.finish()
     return parsed
 
 

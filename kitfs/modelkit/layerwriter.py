@@ -17,11 +17,11 @@ from kitfs.errors import KitfsError
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
 from kitfs.modelkit.walk import Entry, naming
 from kitfs.oci.mediatype import Compression, LayerFormat
+from kitfs.progress import Step
 from kitfs.store.ingest import Ingest
 from kitfs.store.lease import Lease
 from kitfs.store.split_ingest import SplitIngest
 from kitfs.store.store import Store
-from kitfs.transfer.intake import Progress
 
 _PIECE_SIZE = 1 << 20
 
@@ -41,7 +41,7 @@ class FileChanged(KitfsError):
 
 
 def write_tar_layer(
-    store: Store, lease: Lease, entries: Iterable[Entry], progress: Progress, *, splits: bool = False
+    store: Store, lease: Lease, entries: Iterable[Entry], step: Step, *, splits: bool = False
 ) -> LayerIndex:
     """Write a tar of the entries, in their order; as a recipe and members where ``splits`` says so.
 
@@ -62,13 +62,13 @@ def write_tar_layer(
             with entry.open() as (fd, status):
                 mode = stat.S_IMODE(status.st_mode)
                 layer.write(encode_member_header(name, kind=MemberKind.FILE, size=status.st_size, mode=mode))
-                _copy(fd, status, entry.path, layer, progress)
+                _copy(fd, status, entry.path, layer, step)
             layer.write(padding(status.st_size))
         layer.write(END_OF_ARCHIVE)
         return layer.commit()
 
 
-def write_raw_layer(store: Store, lease: Lease, entry: Entry, progress: Progress) -> tuple[LayerIndex, os.stat_result]:
+def write_raw_layer(store: Store, lease: Lease, entry: Entry, step: Step) -> tuple[LayerIndex, os.stat_result]:
     """Write the bytes of one file, and give its status when it was read.
 
     Raises:
@@ -76,7 +76,7 @@ def write_raw_layer(store: Store, lease: Lease, entry: Entry, progress: Progress
     """
     with store.ingest(lease) as ingest, entry.open() as (fd, status):
         layer = _Layer(ingest, LayerFormat.RAW)
-        _copy(fd, status, entry.path, layer, progress)
+        _copy(fd, status, entry.path, layer, step)
         return layer.commit(), status
 
 
@@ -113,7 +113,7 @@ class _Layer:
             self._indexer.feed(data)
 
 
-def _copy(fd: int, status: os.stat_result, path: str, layer: _Layer, progress: Progress) -> None:
+def _copy(fd: int, status: os.stat_result, path: str, layer: _Layer, step: Step) -> None:
     left = status.st_size
     with naming(path):
         while left:
@@ -121,7 +121,7 @@ def _copy(fd: int, status: os.stat_result, path: str, layer: _Layer, progress: P
             if not data:
                 raise FileChanged(path)
             layer.write(data)
-            progress.advance(len(data))
+            step.advance(len(data))
             left -= len(data)
         after = os.fstat(fd)
         if os.read(fd, 1) or (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):

@@ -54,12 +54,12 @@ from kitfs.oci.manifest import (
 )
 from kitfs.oci.mediatype import CONFIG_KITOPS, OCI_MANIFEST, LayerFormat, LayerKind, LayerType, encode_layer_type
 from kitfs.oci.reference import Reference
+from kitfs.progress import NoProgress, Progress
 from kitfs.store.change import Change
 from kitfs.store.lease import Lease
 from kitfs.store.records import ManifestRecord
 from kitfs.store.split_ingest import is_worth_splitting
 from kitfs.store.store import Store
-from kitfs.transfer.intake import Progress
 
 CREATED_S_MAX = 253_402_300_799
 """The last second of the year 9999, where RFC 3339 ends."""
@@ -145,7 +145,7 @@ def pack(
         rules = IgnoreRules(patterns, [*iter_entry_paths(kitfile), *parents.paths])
         with store.lease(f"pack {context}") as lease:
             change = store.change(lease)
-            packing = _Packing(store, lease, change, context_fd, rules, progress or _NoProgress(), tell)
+            packing = _Packing(store, lease, change, context_fd, rules, progress or NoProgress(), tell)
             if kitfile.model is not None:
                 packing.model_link = clean_path(kitfile.model.path)
             return _pack_all(packing, kitfile, parents, references, time.time() if created_s is None else created_s)
@@ -196,7 +196,7 @@ def _pack_all(
 def _pack_layer(packing: _Packing, artifact: Artifact) -> tuple[Descriptor, Digest]:
     path = clean_path(artifact.path)
     size, entry_count = _measure(packing, artifact, path)
-    packing.progress.start(f"{artifact.kind} {path}", size)
+    step = packing.progress.begin(f"{artifact.kind} {path}", size)
     annotations = {ANNOTATION_FILEPATH: path}
     layer_type = LayerType(artifact.kind)
     if artifact.subtype:
@@ -204,12 +204,12 @@ def _pack_layer(packing: _Packing, artifact: Artifact) -> tuple[Descriptor, Dige
     entries = _entries(packing, path)
     if artifact.kind is LayerKind.MCPB:
         layer_type = LayerType(artifact.kind, LayerFormat.RAW)
-        index, status = write_raw_layer(packing.store, packing.lease, _only_file(entries, path), packing.progress)
+        index, status = write_raw_layer(packing.store, packing.lease, _only_file(entries, path), step)
         annotations[ANNOTATION_FILE_METADATA] = _file_metadata(path, status)
     else:
         splits = is_worth_splitting(entry_count, size, size)
-        index = write_tar_layer(packing.store, packing.lease, entries, packing.progress, splits=splits)
-    packing.progress.finish()
+        index = write_tar_layer(packing.store, packing.lease, entries, step, splits=splits)
+    step.finish()
     media_type = encode_layer_type(layer_type)
     _add_layer(packing.change, index, media_type)
     return Descriptor(media_type, index.digest, index.size, annotations), index.diff_id
@@ -333,14 +333,3 @@ def _opened_context(context: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-class _NoProgress:
-    def start(self, name: str, size: int) -> None:
-        """A layer begins."""
-
-    def advance(self, size: int) -> None:
-        """Bytes are done."""
-
-    def finish(self) -> None:
-        """The layer is done."""

@@ -13,12 +13,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError, NotFoundError
 from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.tree import MemberContent, Node, NodeKind, NodeNotFound, Tree
+from kitfs.progress import Progress, Step
 from kitfs.store.errors import BlobNotFound
 from kitfs.store.store import Store
 
@@ -57,19 +58,6 @@ class QuotaExceeded(KitfsError):
         )
         self.hint = "raise cache.size_max, free space on the disk, or name fewer paths"
         self.count, self.size, self.used, self.limit = count, size, used, limit
-
-
-class Progress(Protocol):
-    """What is told while it runs."""
-
-    def start(self, name: str, size: int) -> None:
-        """A step begins; ``size`` in bytes."""
-
-    def advance(self, size: int) -> None:
-        """So many more bytes of the current step are done."""
-
-    def finish(self) -> None:
-        """The current step is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,18 +168,16 @@ class Prefetch:
         if missing and reader.is_decoded_whole and not self._store.make_room(_missing_size(self._store, reader)):
             self.report.unfit += missing
             return
-        is_step = len(missing) <= _STEPS_MAX
-        if not is_step:
-            self._progress.start(_name_all(missing), sum(member.size for member in missing))
+        if len(missing) <= _STEPS_MAX:
+            for member in missing:
+                step = self._progress.begin(_shown(member.path), member.size)
+                if self._make(reader, member, step):
+                    step.finish()
+            return
+        step = self._progress.begin(_name_all(missing), sum(member.size for member in missing))
         for member in missing:
-            if is_step:
-                self._progress.start(_shown(member.path), member.size)
-            is_made = self._make(reader, member)
-            (self.report.made if is_made else self.report.unfit).append(member)
-            if is_step and is_made:
-                self._progress.finish()
-        if not is_step:
-            self._progress.finish()
+            self._make(reader, member, step)
+        step.finish()
 
     def _is_settled(self, reader: LayerReader, member: Wanted) -> bool:
         """Whether nothing is to be made: the member is there, and held now, or is read in place."""
@@ -217,16 +203,18 @@ class Prefetch:
                 self._lease.hold(digest)
         return self._lease.holds(digest)
 
-    def _make(self, reader: LayerReader, member: Wanted) -> bool:
-        """Make a member a file; False when there is no room, or it is evicted as fast as it is made."""
-        if self._is_held(reader, member):  # made along with another
-            self._progress.advance(member.size)
-            return True
+    def _make(self, reader: LayerReader, member: Wanted, step: Step) -> bool:
+        """Make a member a file and note it; False when there is no room, or it is evicted as fast as it is made."""
+        is_made = self._is_held(reader, member)
+        if is_made:  # made along with another
+            step.advance(member.size)
         for _ in range(_ATTEMPTS):
-            reader.materialise_member(member.index, self._progress.advance)
-            if self._is_held(reader, member):
-                return True
-        return False
+            if is_made:
+                break
+            reader.materialise_member(member.index, step.advance)
+            is_made = self._is_held(reader, member)
+        (self.report.made if is_made else self.report.unfit).append(member)
+        return is_made
 
     def check(self) -> None:
         """Say what did not fit.

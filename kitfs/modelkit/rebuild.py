@@ -27,6 +27,7 @@ from kitfs.layer.reindex import LayerWatcher, find_wrong_members, name_wrong_mem
 from kitfs.modelkit.inventory import Inventory, take_inventory
 from kitfs.modelkit.sessions import inode_need
 from kitfs.oci.mediatype import Compression, LayerFormat, LayerType
+from kitfs.progress import Progress, Step
 from kitfs.store import index_swap, rebuild_facts, salvage, sessions, stored
 from kitfs.store.findings import Finding, FsckReport, Weight
 from kitfs.store.fsck import check
@@ -40,7 +41,6 @@ from kitfs.store.repair import quarantine_blob
 from kitfs.store.salvage import OldIndex
 from kitfs.store.store import Store
 from kitfs.store.stored import Reading, StoredFile
-from kitfs.transfer.intake import Progress
 from kitfs.transfer.parents import find_parent_stored, follow_parents
 
 _BATCH = 1000
@@ -168,13 +168,13 @@ class _Rebuild:
         Returns:
             What reading it told, and whether it is recorded as a layer although some of its members are wrong.
         """
-        self._progress.start(f"{kinds[0].kind if kinds else 'blob'} {file.digest.hex[:12]}", file.size)
+        step = self._progress.begin(f"{kinds[0].kind if kinds else 'blob'} {file.digest.hex[:12]}", file.size)
         if file.form == "split":  # no other kind of layer ever is
             kinds = [kind for kind in kinds if (kind.format, kind.compression) == (LayerFormat.TAR, Compression.NONE)]
         reading, found, problem = None, None, ""
         for kind in kinds:
             watcher = LayerWatcher(kind.format, kind.compression)
-            reading = stored.read_whole(self._layout, file, self._watch(watcher))
+            reading = stored.read_whole(self._layout, file, _watch(watcher, step))
             if not reading.is_right and reading.recipe is None:
                 break
             try:
@@ -186,7 +186,7 @@ class _Rebuild:
             detail = f"it is no layer of its kind: {problem}"
             self.lost.append(Finding("malformed-layer", str(file.digest), detail, Weight.LOST))
         if reading is None:
-            reading = stored.read_whole(self._layout, file, lambda data: self._progress.advance(len(data)))
+            reading = stored.read_whole(self._layout, file, lambda data: step.advance(len(data)))
         is_usable = False
         if found is not None and reading.recipe is not None:
             reading, found = self._prove_members(found, reading.recipe, reading)
@@ -195,7 +195,7 @@ class _Rebuild:
             self._needed |= reading.recipe.sizes()
         if found is not None:
             self._writer.put_layer(file.digest, found.record, found.toc, found.span_checksums, found.checkpoints)
-        self._progress.finish()
+        step.finish()
         return reading, is_usable
 
     def _prove_members(self, found: LayerIndex, recipe: Recipe, reading: Reading) -> tuple[Reading, LayerIndex | None]:
@@ -220,13 +220,6 @@ class _Rebuild:
         self.lost.append(Finding("wrong-digest", str(found.digest), detail, Weight.LOST))
         return reading, without_wrong_members(found, wrong)
 
-    def _watch(self, watcher: LayerWatcher) -> stored.Watch:
-        def watch(data: memoryview) -> None:
-            self._progress.advance(len(data))
-            watcher.watch(data)
-
-        return watch
-
     def _refuse(self, file: StoredFile, reading: Reading) -> Finding:
         """Name a blob that is not recorded, and move it aside; a recipe stays, as its members do."""
         if file.form == "split":
@@ -245,24 +238,24 @@ class _Rebuild:
         if not files:
             return
         unread = sum(file.size for file in files if file.digest not in self._proven)
-        self._progress.start(f"{len(files)} members", unread)
+        step = self._progress.begin(f"{len(files)} members", unread)
         batch: list[FoundMember] = []
         for file in files:
-            found = self._find_member(file)
+            found = self._find_member(file, step)
             if found is not None:
                 batch.append(found)
             if len(batch) == _BATCH:
                 self._writer.put_members(batch)
                 batch.clear()
         self._writer.put_members(batch)
-        self._progress.finish()
+        step.finish()
 
-    def _find_member(self, file: StoredFile) -> FoundMember | None:
+    def _find_member(self, file: StoredFile, step: Step) -> FoundMember | None:
         """A member as it is to be recorded, or None for one that is wrong and can be made anew."""
         stamp = self._proven.get(file.digest)
         if stamp is not None:
             return FoundMember(file.digest, file.size, stamp)
-        reading = stored.read_whole(self._layout, file, lambda data: self._progress.advance(len(data)))
+        reading = stored.read_whole(self._layout, file, lambda data: step.advance(len(data)))
         self.size_read += file.size
         if reading.is_right:
             return FoundMember(file.digest, file.size, reading.stamp)
@@ -284,3 +277,11 @@ class _Rebuild:
                 chain, _ = follow_parents(self._reads, find_parent_stored(self._reads, digest))
                 if chain:
                     yield digest, ManifestRecord(record.config, record.layers, chain)
+
+
+def _watch(watcher: LayerWatcher, step: Step) -> stored.Watch:
+    def watch(data: memoryview) -> None:
+        step.advance(len(data))
+        watcher.watch(data)
+
+    return watch

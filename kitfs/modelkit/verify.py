@@ -24,10 +24,10 @@ from kitfs.modelkit.resolve import (
 from kitfs.oci.manifest import Manifest, parse_manifest
 from kitfs.oci.mediatype import Compression, LayerFormat, parse_layer_type
 from kitfs.oci.reference import Reference, parse_reference
+from kitfs.progress import Progress
 from kitfs.store.errors import BlobNotFound
 from kitfs.store.lease import Lease
 from kitfs.store.store import Store
-from kitfs.transfer.intake import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +165,9 @@ class _Verify:
         self, name: str, what: str, digest: Digest, layer_format: LayerFormat, compression: Compression
     ) -> None:
         record = self._store.find_blob(digest)
-        self._progress.start(f"{name}  {what} {digest.hex[:12]}", record.size if record else 0)
-        verdict = verify_layer(self._store, digest, layer_format, compression, self._progress.advance)
-        self._progress.finish()
+        step = self._progress.begin(f"{name}  {what} {digest.hex[:12]}", record.size if record else 0)
+        verdict = verify_layer(self._store, digest, layer_format, compression, step.advance)
+        step.finish()
         form = str(layer_format) if compression is Compression.NONE else f"{layer_format}+{compression}"
         self.parts.append(Part(name, what, form, verdict))
 

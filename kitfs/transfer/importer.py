@@ -16,10 +16,11 @@ from kitfs.errors import IntegrityError, KitfsError, MalformedError, NotFoundErr
 from kitfs.oci.manifest import Manifest, NotAModelKit, parse_manifest
 from kitfs.oci.mediatype import OCI_MANIFEST, parse_layer_type
 from kitfs.oci.reference import Reference
+from kitfs.progress import NoProgress, Progress
 from kitfs.store.records import ManifestRecord
 from kitfs.store.store import Store
 from kitfs.transfer.expansion import EXPANSION_MAX, Expansion
-from kitfs.transfer.intake import Counts, Intake, Progress
+from kitfs.transfer.intake import Counts, Intake
 from kitfs.transfer.parents import PARENTS_MAX, find_parent, follow_parents, parse_config
 from kitfs.transfer.source import Source, SourceEntry
 
@@ -71,17 +72,6 @@ class ImportReport:
         return [(*name, kit.manifest) for kit in self.kits for name in kit.names]
 
 
-class _Silent:
-    def start(self, name: str, size: int) -> None:
-        """A step begins."""
-
-    def advance(self, size: int) -> None:
-        """Bytes are done."""
-
-    def finish(self) -> None:
-        """The step is done."""
-
-
 def import_source(store: Store, source: Source, *, references: Sequence[Reference] | None = None,
                   copy: bool = False, progress: Progress | None = None,
                   expansion_max: int = EXPANSION_MAX) -> ImportReport:  # fmt: skip
@@ -106,7 +96,7 @@ def import_source(store: Store, source: Source, *, references: Sequence[Referenc
         StoreWriteFailed, IndexFailed: when the store can not take it.
     """
     expansion = Expansion(store.home, expansion_max)
-    run = _Import(store, source, copy=copy, progress=progress or _Silent(), expansion=expansion)
+    run = _Import(store, source, copy=copy, progress=progress or NoProgress(), expansion=expansion)
     if references is None:
         run.import_all()
     else:

@@ -9,7 +9,7 @@ which heals it (reliability.md 1, I7). One thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest, DigestMismatch
 from kitfs.errors import MalformedError
@@ -18,6 +18,7 @@ from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.mediatype import Compression, LayerFormat, LayerType
+from kitfs.progress import Progress, Step
 from kitfs.store.change import Change
 from kitfs.store.errors import BlobCorrupt, BlobNotFound, CanNotLink, RecordCorrupt, SizeMismatch
 from kitfs.store.lease import Lease
@@ -32,19 +33,6 @@ if TYPE_CHECKING:
 
 SMALL_SIZE_MAX = 4 << 20
 """Largest manifest or config (OCI distribution specification 1.1, what registries must take)."""
-
-
-class Progress(Protocol):
-    """What a long operation tells: steps with a name and a size, and bytes done in the current one."""
-
-    def start(self, name: str, size: int) -> None:
-        """A step begins; ``size`` in bytes."""
-
-    def advance(self, size: int) -> None:
-        """So many more bytes of the current step are done."""
-
-    def finish(self) -> None:
-        """The current step is done."""
 
 
 class LayerTypeConflict(MalformedError):
@@ -81,8 +69,8 @@ class _Watcher:
     reported as that and not as a malformed layer.
     """
 
-    def __init__(self, progress: Progress, digest: Digest, kind: LayerType | None, limits: DecodeLimits) -> None:
-        self._progress = progress
+    def __init__(self, step: Step, digest: Digest, kind: LayerType | None, limits: DecodeLimits) -> None:
+        self._step = step
         self._digest = digest
         self._indexer = None
         if kind is not None:
@@ -97,7 +85,7 @@ class _Watcher:
 
     def feed(self, data: memoryview) -> None:
         """The next bytes."""
-        self._progress.advance(len(data))
+        self._step.advance(len(data))
         if self._indexer is not None and self._failure is None:
             try:
                 self._indexer.feed(data)
@@ -179,12 +167,12 @@ class Intake:
         if self._is_taken(descriptor, kind):
             self._record(descriptor)
             return
-        self._progress.start(name, descriptor.size)
+        step = self._progress.begin(name, descriptor.size)
         if self._is_here(descriptor, kind):
             self._counts.kept += 1
-            self._progress.advance(descriptor.size)
+            step.advance(descriptor.size)
         else:
-            watcher = _Watcher(self._progress, descriptor.digest, kind, self._expansion.limits())
+            watcher = _Watcher(step, descriptor.digest, kind, self._expansion.limits())
             try:
                 with self._open(descriptor) as blob:
                     self._bring(descriptor, kind, blob, watcher)
@@ -192,7 +180,7 @@ class Intake:
                 self._expansion.spend(descriptor.size, watcher.size_decoded)
             self._add_layer(descriptor.digest, watcher.index)
         self._record(descriptor)
-        self._progress.finish()
+        step.finish()
 
     def _is_taken(self, descriptor: Descriptor, kind: LayerType | None) -> bool:
         """Whether this change has this blob as this kind of layer already; an unknown kind adds nothing."""

@@ -20,8 +20,8 @@ from kitfs.transfer.kit_storage import KitStorage, storage_folder
 from kitfs.transfer.parents import PARENTS_MAX, find_digest, find_parent_stored
 
 if TYPE_CHECKING:
+    from kitfs.progress import Progress
     from kitfs.store.store import Store
-    from kitfs.transfer.intake import Progress
 
 
 @dataclass(frozen=True, slots=True)

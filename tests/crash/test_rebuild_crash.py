@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from kitfs.cli.progress import NoProgress
 from kitfs.modelkit.rebuild import rebuild_index
+from kitfs.progress import NoProgress
 from kitfs.store import catalog
 from kitfs.store.store import Store
 from kitfs.transfer.detect import open_source
@@ -13,7 +13,7 @@ from kitfs.transfer.importer import import_source
 
 CALLS = ("fdatasync", "pwrite64", "pwritev", "rename", "link", "linkat", "fsync", "ftruncate", "unlink", "unlinkat")
 REBUILD = (
-    "import sys; from pathlib import Path; from kitfs.cli.progress import NoProgress\n"
+    "import sys; from pathlib import Path; from kitfs.progress import NoProgress\n"
     "from kitfs.modelkit.rebuild import rebuild_index\n"
     "rebuild_index(Path(sys.argv[1]), NoProgress())"
 )

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from kitfs.cli.progress import NoProgress
 from kitfs.digest import Digest
 from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.pack import pack
 from kitfs.modelkit.sessions import prepare_session
 from kitfs.oci.reference import parse_reference
+from kitfs.progress import NoProgress
 from kitfs.store import catalog, schema
 from kitfs.store.records import InodeRange
 from kitfs.store.sessions import SessionOptions

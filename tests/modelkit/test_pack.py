@@ -231,28 +231,31 @@ def test_parent_is_recorded_and_its_paths_stay_out(store: Store, tmp_path: Path)
 
 
 class Steps:
-    """Notes what it is told."""
+    """Notes the steps that are begun."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, int]] = []
+        self.begun: list[CountedStep] = []
 
-    def start(self, name: str, size: int) -> None:
-        self.told.append((name, -size))
+    def begin(self, name: str, size: int) -> "CountedStep":
+        self.begun.append(CountedStep(name, size))
+        return self.begun[-1]
+
+
+class CountedStep:
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.left, self.is_finished = name, size, False
 
     def advance(self, size: int) -> None:
-        name, left = self.told[-1]
-        self.told[-1] = (name, left + size)
+        self.left -= size
 
     def finish(self) -> None:
-        assert self.told[-1][1] == 0
+        self.is_finished = True
 
 
 def test_progress_adds_up(store: Store, sources: Path):
     """Each layer is a step whose bytes add up to its files."""
     steps = Steps()
     pack(store, sources / "myllm", sources / "myllm/Kitfile.full", [], progress=steps)
-    assert [name for name, left in steps.told if left == 0][:2] == [
-        "model model",
-        "modelpart adapters/lora.safetensors",
-    ]
-    assert len(steps.told) == 7
+    assert [step.name for step in steps.begun][:2] == ["model model", "modelpart adapters/lora.safetensors"]
+    assert len(steps.begun) == 7
+    assert all(step.is_finished and step.left == 0 for step in steps.begun)

@@ -124,8 +124,8 @@ class Disturbing:
     def __init__(self, action: Callable[[], object]) -> None:
         self._action: Callable[[], object] | None = action
 
-    def start(self, name: str, size: int) -> None:
-        """Nothing."""
+    def begin(self, _name: str, _size: int) -> "Disturbing":
+        return self
 
     def advance(self, size: int) -> None:
         """Act once."""

@@ -195,10 +195,11 @@ def test_store_opened_during_a_rebuild_waits_and_then_sees_the_new_index(many_fo
     class Opening:
         """Starts the other process at the first step."""
 
-        def start(self, name, size):
+        def begin(self, name, size):
             if not others:
                 others.append(subprocess.Popen([sys.executable, "-c", code, many_forms], stdout=subprocess.PIPE))
                 assert others[0].stdout.readline() == b"begun\n"
+            return self
 
         def advance(self, size):
             assert others[0].poll() is None
@@ -222,8 +223,8 @@ def test_rebuild_that_fails_leaves_the_old_index(many_forms, dump):
         before = dump(store)
 
     class Failing:
-        def start(self, name, size):
-            pass
+        def begin(self, name, size):
+            return self
 
         def advance(self, size):
             pass

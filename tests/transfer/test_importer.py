@@ -307,18 +307,24 @@ def test_an_unnamed_manifest_is_found_by_digest(bring, store, layout):
 
 def test_progress_adds_up(bring, shared_fixtures):
     """Each layer is announced with its size, its bytes are told, and it is finished."""
-    steps: list[list[object]] = []
 
-    class Recorder:
-        def start(self, name: str, size: int) -> None:
-            steps.append([name, size, 0, False])
+    class RecordedStep:
+        def __init__(self, size: int) -> None:
+            self.size, self.done, self.is_finished = size, 0, False
 
         def advance(self, size: int) -> None:
-            steps[-1][2] += size
+            self.done += size
 
         def finish(self) -> None:
-            steps[-1][3] = True
+            self.is_finished = True
+
+    steps: list[RecordedStep] = []
+
+    class Recorder:
+        def begin(self, _name: str, size: int) -> RecordedStep:
+            steps.append(RecordedStep(size))
+            return steps[-1]
 
     bring(shared_fixtures / "kit-v0.4.0", copy=True, progress=Recorder())
     assert len(steps) == 7
-    assert all(size == done and finished for _, size, done, finished in steps)
+    assert all(step.size == step.done and step.is_finished for step in steps)
