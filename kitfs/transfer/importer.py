@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kitfs.digest import Digest
 from kitfs.errors import IntegrityError, KitfsError, MalformedError, NotFoundError
 from kitfs.oci.manifest import Manifest, NotAModelKit, parse_manifest
@@ -213,7 +215,7 @@ class _Import:
                 with self._store.lease("import parents") as lease:
                     lease.hold(digest)
                     change = self._store.change(lease)
-                    change.add_manifest(digest, ManifestRecord(record.config, record.layers, chain))
+                    change.add_manifest(digest, msgspec.structs.replace(record, parents=chain))
                     change.commit()
 
 
