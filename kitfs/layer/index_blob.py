@@ -23,9 +23,15 @@ from kitfs.store.store import Store
 
 
 def add_image_index(
-    store: Store, lease: Lease, change: Change, layer: LayerIndex, *, origin: str = "here"
+    store: Store,
+    lease: Lease,
+    change: Change,
+    layer: LayerIndex,
+    *,
+    origin: str = "here",
+    expected: Digest | None = None,
 ) -> Digest | None:
-    """Store the image index of a layer; None, and nothing stored, for one that would be larger than is read.
+    """Store the image index of a layer; None, and nothing stored, for one that is not as expected or too large to read.
 
     Args:
         store: Where to.
@@ -33,6 +39,7 @@ def add_image_index(
         change: Records it.
         layer: What indexing the layer found, now or when it was stored.
         origin: Where the ModelKit came from.
+        expected: What the layer's descriptor names, where it was made elsewhere.
 
     Raises:
         StoreWriteFailed, LeaseEnded: when it can not be stored.
@@ -42,6 +49,8 @@ def add_image_index(
             ingest.write(piece)
             if ingest.size > SIZE_MAX:
                 return None
+        if expected is not None and ingest.digest() != expected:
+            return None
         size = ingest.size
         digest = ingest.commit_blob()
     change.add_blob(digest, size, media_type=LAYER_INDEX, origin=origin)

@@ -15,7 +15,7 @@ import msgspec
 
 from kitfs.digest import Digest
 from kitfs.errors import IntegrityError, KitfsError, MalformedError, NotFoundError
-from kitfs.oci.manifest import Manifest, NotAModelKit, parse_manifest
+from kitfs.oci.manifest import ANNOTATION_INDEX, Manifest, NotAModelKit, parse_manifest
 from kitfs.oci.mediatype import OCI_MANIFEST, parse_layer_type
 from kitfs.oci.reference import Reference
 from kitfs.store.records import ManifestRecord
@@ -183,10 +183,11 @@ class _Import:
             config = intake.read_small(manifest.config)
             kitfile = parse_config(manifest, config)
             self._take_layers(intake, manifest, entry.display)
+            indexes = self._take_indexes(intake, manifest, entry.display)
             intake.take_small(manifest.config, config)
             intake.take_small(entry.descriptor, manifest.raw)
             layers = [layer.digest for layer in manifest.layers]
-            change.add_manifest(manifest.digest, ManifestRecord(manifest.config.digest, layers))
+            change.add_manifest(manifest.digest, ManifestRecord(manifest.config.digest, layers, [], indexes))
             for repository, tag in names:
                 change.set_tag(repository, tag, manifest.digest, self._source.origin)
             change.commit()
@@ -201,6 +202,23 @@ class _Import:
                 self.report.warnings.append(text)
             what = str(kind.kind) if kind else "layer"
             intake.take_layer(layer, kind, f"{display}  {what} {layer.digest.hex[:12]}")
+
+    def _take_indexes(self, intake: Intake, manifest: Manifest, display: str) -> list[Digest]:
+        """The image indexes that layers name, made anew of the layers; one that differs is left out."""
+        indexes: dict[Digest, None] = {}
+        for number, layer in enumerate(manifest.layers, start=1):
+            if ANNOTATION_INDEX not in layer.annotations:
+                continue
+            digest = intake.take_image_index(layer)
+            if digest is not None:
+                indexes[digest] = None
+                continue
+            named = layer.annotations[ANNOTATION_INDEX][:100]
+            self.report.warnings.append(
+                f"{display}: layer {number} ({layer.digest}) has another image index than its descriptor names, "
+                f"{named!r}: the layer itself is right"
+            )
+        return list(indexes)
 
     def _record_parents(self) -> None:
         """Once all are here: note each kit's chain of parents, so that they stay while it does."""
