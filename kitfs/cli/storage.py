@@ -57,12 +57,11 @@ def fsck(settings: Settings, read_data: bool, repair: bool, rebuild: bool) -> No
     if rebuild:
         report = _rebuild(settings, repair)
     else:
-        from kitfs.store import fsck as checking
-        from kitfs.store import repair as repairing
+        from kitfs.modelkit.image_indexes import repair as repair_store
+        from kitfs.store.fsck import check
 
         with settings.open_store(create=False) as store:
-            look = repairing.repair if repair else checking.check
-            report = look(store, read_data=read_data)
+            report = (repair_store if repair else check)(store, read_data=read_data)
             if read_data:
                 from kitfs.layer.partial_check import check_partials
 
@@ -74,8 +73,8 @@ def fsck(settings: Settings, read_data: bool, repair: bool, rebuild: bool) -> No
 
 def _rebuild(settings: Settings, repair: bool) -> FsckReport:
     """Make the index anew; with ``repair`` mend what is then still wrong and can be."""
+    from kitfs.modelkit.image_indexes import repair as repair_store
     from kitfs.modelkit.rebuild import rebuild_index
-    from kitfs.store.repair import repair as repair_store
 
     with show_progress(settings.progress) as progress:
         report = rebuild_index(settings.home, progress)

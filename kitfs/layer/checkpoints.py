@@ -3,7 +3,7 @@
 The store keeps them as a list of values of about 256 KiB, which it does not look into. `span_builder` encodes, readers
 parse; pure. All numbers are big-endian::
 
-    directory value   header  <version u8 = 2> <entries in this value u32> <entries in all u64> <stop u64>
+    directory value   header  <version u8 = 3> <entries in this value u32> <entries in all u64> <stop u64>
                       then a column each, one item an entry:
                       bit u64          where in the published layer, in bits from the lowest of its first byte
                       offset u64       where in the decoded layer; the first is 0, each is above the one before
@@ -21,6 +21,9 @@ to the next one, the last to the end of the decoded layer. Its published range b
 which decoding begins, the first one's at 0, and ends behind the byte that holds the last bit before the next entry, the
 last one's at `stop`; what follows is zero padding of gzip. So ranges overlap, by a byte or by a lead. The window is of
 the decoded bytes before the place where decoding begins.
+
+Version 2 is the same, but where decoding begins was chosen by how far zstd compressed the windows, which is not a
+function of the layer alone: it is read as 3 is, and an image index is not made of it.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ PUBLISHED_SIZE_MAX = 24 << 20
 LEAD_SIZE_MAX = 128 << 10
 """Decoded bytes that are decoded before a span, to have more of its window."""
 
-_VERSION = 2
+_VERSION = 3
+_VERSIONS_READ = (2, _VERSION)
 _HEADER = struct.Struct(">BIQQ")
 _ENTRIES_MAX = 3840  # in a directory value: 255 KiB
 _VALUE_SIZE = 256 << 10
@@ -124,11 +128,16 @@ def count_directory_values(first: bytes) -> int:
     return -(-_parse_header(first)[1] // _ENTRIES_MAX)
 
 
+def is_current(first: bytes) -> bool:
+    """Whether a layer has the checkpoints that indexing it today would give, from the first directory value."""
+    return first[:1] == bytes((_VERSION,))
+
+
 def _parse_header(value: bytes) -> tuple[int, int, int]:
     if len(value) < _HEADER.size:
         raise CheckpointsBroken(f"a directory value of {len(value)} bytes")
     version, count, total, stop = _HEADER.unpack_from(value)
-    if version != _VERSION:
+    if version not in _VERSIONS_READ:
         raise CheckpointsBroken(f"version {version} of checkpoints is not known")
     expected = _HEADER.size + count * (sum(size for _, size in _COLUMNS) + _DIGEST_SIZE)
     if len(value) != expected:

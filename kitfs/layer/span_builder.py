@@ -8,7 +8,7 @@ decoded 160 KiB. One thread at a time.
 
 Where a window is large although little is copied, decoding begins at the checkpoint's lead (`block_inflater`) instead:
 of what a span copies from the 32 KiB before it the lead has made most, out of its own bytes. For weights by gzip -6,
-where 1150 bytes of a window are referred to, that is 2.6 MB of index less to the GB for 8 % more to decode; for text,
+where 1120 bytes of a window are referred to, that is 2.6 MB of index less to the GB for 8 % more to decode; for text,
 which is made of copies, it gains little, and is tried ever more seldom.
 """
 
@@ -29,18 +29,19 @@ from kitfs.layer.checkpoints import (
 )
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.span_decode import SpanBroken
-from kitfs.layer.sparse_window import WindowPacker
+from kitfs.layer.sparse_window import SparseWindow, make_sparse, pack_window
 
 _HELD_SIZE_MAX = 2 * PUBLISHED_SIZE_MAX + (4 << 20)
 """Published bytes that are held, of pieces of 1 MiB. With so many, the span at hand or the one that begins at a place
 not told of yet, for want of a byte behind it, is too large: whether a layer has checkpoints does not hang on pieces."""
 
 _TAIL_SIZE = LEAD_SIZE_MAX + WINDOW_SIZE
-_WINDOW_LIGHT = 512
-"""Bytes of a packed window that no lead is tried for."""
+_WINDOW_LIGHT = 384
+"""Bytes of a window that are referred to, with so few of which no lead is tried. They are counted and not compressed:
+zstd's sizes differ from version to version, and which checkpoints a layer has is to follow from its bytes."""
 
 _LEAD_GAIN = 2
-"""How many times smaller the window of the lead must be."""
+"""How many times fewer bytes of the lead's window must be referred to."""
 
 _PAUSE_MAX = 64
 """Spans for which no lead is tried after one that gained too little; the first time 1, then twice as many each time."""
@@ -54,7 +55,6 @@ class SpanBuilder:
     """
 
     def __init__(self) -> None:
-        self._packer = WindowPacker()
         self._published: deque[tuple[int, memoryview]] = deque()  # with their offsets; what the span at hand needs
         self._published_size = 0  # offset of the next
         self._entries: list[Entry] = []
@@ -134,7 +134,8 @@ class SpanBuilder:
         data = self._take_range(chosen.bit // 8 if self._entries else 0, stop)
         lead, lead_bits = checkpoint.offset - chosen.offset, checkpoint.bit - chosen.bit
         digest = hashlib.sha256(data).digest()
-        self._entries.append(Entry(checkpoint.bit, checkpoint.offset, window, digest, lead, lead_bits))
+        packed = pack_window(window.data)
+        self._entries.append(Entry(checkpoint.bit, checkpoint.offset, packed, digest, lead, lead_bits))
         self._checksums += self._checksum.digest()
 
     def _drop_published(self, start: int) -> None:
@@ -148,33 +149,33 @@ class SpanBuilder:
         stop = len(self._tail) - (self._offset - checkpoint.offset)
         return bytes(self._tail[stop - checkpoint.window_size : stop])
 
-    def _choose(self, checkpoint: Checkpoint, stop: int) -> tuple[Checkpoint, bytes]:
-        """Where the decoding of the span at hand is to begin, and the packed window there."""
+    def _choose(self, checkpoint: Checkpoint, stop: int) -> tuple[Checkpoint, SparseWindow]:
+        """Where the decoding of the span at hand is to begin, and the window there."""
         lead = checkpoint.lead
         if lead is None:
-            return checkpoint, self._pack(checkpoint, checkpoint, stop, self._windows[0])
-        led: bytes | None = None
+            return checkpoint, self._make_sparse(checkpoint, checkpoint, stop, self._windows[0])
+        led: SparseWindow | None = None
         if self._prefers_lead:
-            led = self._pack(lead, checkpoint, stop, self._windows[1])
-            if len(led) <= _WINDOW_LIGHT:
+            led = self._make_sparse(lead, checkpoint, stop, self._windows[1])
+            if led.reference_count <= _WINDOW_LIGHT:
                 return lead, led
-        direct = self._pack(checkpoint, checkpoint, stop, self._windows[0])
-        if len(direct) <= _WINDOW_LIGHT:
+        direct = self._make_sparse(checkpoint, checkpoint, stop, self._windows[0])
+        if direct.reference_count <= _WINDOW_LIGHT:
             self._prefers_lead = False
             return checkpoint, direct
         if led is None and self._pause_left:
             self._pause_left -= 1
             return checkpoint, direct
         if led is None:
-            led = self._pack(lead, checkpoint, stop, self._windows[1])
-        self._prefers_lead = _LEAD_GAIN * len(led) <= len(direct)
+            led = self._make_sparse(lead, checkpoint, stop, self._windows[1])
+        self._prefers_lead = _LEAD_GAIN * led.reference_count <= direct.reference_count
         if self._prefers_lead:
             self._pause = 0
             return lead, led
         self._pause = self._pause_left = min(2 * self._pause or 1, _PAUSE_MAX)
         return checkpoint, direct
 
-    def _pack(self, place: Checkpoint, checkpoint: Checkpoint, stop: int, window: bytes) -> bytes:
+    def _make_sparse(self, place: Checkpoint, checkpoint: Checkpoint, stop: int, window: bytes) -> SparseWindow:
         """The window to decode with from a checkpoint or its lead.
 
         Raises:
@@ -183,7 +184,7 @@ class SpanBuilder:
         start = place.bit // 8
         data = memoryview(self._take_range(start, stop))
         try:
-            return self._packer.pack(window, data, place.bit % 8, checkpoint.offset - place.offset)
+            return make_sparse(window, data, place.bit % 8, checkpoint.offset - place.offset)
         except SpanBroken as error:
             reason = f"deflate data that is decoded by one library and not by another: {error}"
             raise LayerMalformed(None, start, reason) from error

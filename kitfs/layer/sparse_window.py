@@ -4,7 +4,7 @@ A checkpoint needs up to 32 KiB of decoded bytes before it, of which what follow
 Which, two decodings of the 32 KiB after it show, with dictionaries that hold for each place a number of its own: a
 byte that is not zero in the first, and how the second's differs from it. A decoded byte that differs between the two
 comes from the window, and both say from where. The others are set to zero, and the whole is compressed: 1.5 KB for bf16
-weights by zlib's level 6, 2.5 KB for source code. Pure; an instance is one thread's. (Bytes that hold `i & 255`,
+weights by zlib's level 6, 2.5 KB for source code. Pure, any thread. (Bytes that hold `i & 255`,
 `i >> 8` and `~i & 255` say the same in three decodings, and can not be picked out at once by `translate`: 1.6 against
 0.6 ms a window.)
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from typing import NamedTuple
 
 import zstandard
 
@@ -33,49 +34,61 @@ _PLACE_OF = {
 _ALL_BITS = bytes((0, *(255,) * 255))  # for `translate`: 255 where a byte is not zero
 
 
-class WindowPacker:
-    """Makes windows small."""
+class SparseWindow(NamedTuple):
+    """A window without what nothing refers to.
 
-    def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
+    Attributes:
+        data: The window with zeros; empty when nothing in it is referred to.
+        reference_count: How many of its bytes are referred to.
+    """
 
-    def pack(self, window: bytes, data: memoryview, shift: int, lead: int = 0) -> bytes:
-        """What is stored of a window; empty when nothing in it is referred to.
+    data: bytes
+    reference_count: int
 
-        Args:
-            window: All of it.
-            data: Published bytes, from the one in which the span begins.
-            shift: The bit of that byte at which it does.
-            lead: Decoded bytes at first that need not be right.
 
-        Raises:
-            SpanBroken: when the data does not decode.
-        """
-        if not window:
-            return b""
-        places = find_references(data, shift, len(window), lead)
-        if not places:
-            return b""
-        sparse = bytearray(len(window))
-        for place in places:
-            sparse[place] = window[place]
-        # A copy: what `compress` returns keeps 32 KiB of memory, and a layer of 100 GB has 200 000 windows.
-        return bytes(memoryview(self._compressor.compress(sparse)))
+def make_sparse(window: bytes, data: memoryview, shift: int, lead: int = 0) -> SparseWindow:
+    """Set to zero what a span does not refer to.
+
+    Args:
+        window: All of it.
+        data: Published bytes, from the one in which decoding begins.
+        shift: The bit of that byte at which it does.
+        lead: Decoded bytes at first that need not be right.
+
+    Raises:
+        SpanBroken: when the data does not decode.
+    """
+    places = find_references(data, shift, len(window), lead) if window else set()
+    if not places:
+        return SparseWindow(b"", 0)
+    sparse = bytearray(len(window))
+    for place in places:
+        sparse[place] = window[place]
+    return SparseWindow(bytes(sparse), len(places))
 
 
 class _Context(threading.local):
     def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
         self.decompressor = zstandard.ZstdDecompressor()
 
 
 _context = _Context()
 
 
+def pack_window(sparse: bytes) -> bytes:
+    """What is stored of a sparse window; empty for none."""
+    if not sparse:
+        return b""
+    # A copy: what `compress` returns keeps 32 KiB of memory, and a layer of 100 GB has 200 000 windows.
+    return bytes(memoryview(_context.compressor.compress(sparse)))
+
+
 def unpack(packed: bytes) -> bytes:
     """The window to decode with, from what was stored of it.
 
     Raises:
-        ValueError: when it is not what `WindowPacker` made.
+        ValueError: when it is not what `pack_window` made.
     """
     if not packed:
         return b""

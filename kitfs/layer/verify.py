@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from kitfs.digest import Digest, Digester
 from kitfs.errors import KitfsError
 from kitfs.layer.errors import LayerMalformed
+from kitfs.layer.index_blob import image_index_digest
 from kitfs.layer.indexer import LayerIndex
 from kitfs.layer.lazy_layer import LazyLayer
 from kitfs.layer.reindex import LayerWatcher, find_wrong_members, name_wrong_members
@@ -60,6 +61,7 @@ class BlobVerdict:
         members: Files in it, where it is a layer.
         spans: Spans decoded as a mount does, or compared with their checksums.
         native: Member files of it that are stored and right.
+        image_index: The image index that follows from its bytes, where it is a layer that is right.
     """
 
     digest: Digest
@@ -68,6 +70,7 @@ class BlobVerdict:
     members: int = 0
     spans: int = 0
     native: int = 0
+    image_index: Digest | None = None
 
 
 def verify_blob(store: Store, digest: Digest, advance: Advance) -> BlobVerdict:
@@ -112,6 +115,7 @@ def verify_layer(
             verdict.damages.append(Damage(_WRONG_FILE.format(os.fsdecode(path)), IMPORT_AGAIN))
     if verdict.damages:
         return verdict
+    verdict.image_index = image_index_digest(fresh)
     try:
         record = store.find_layer(digest)
         if record is None:

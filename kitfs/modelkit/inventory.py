@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from kitfs.digest import Digest
 from kitfs.errors import MalformedError
-from kitfs.oci.manifest import MANIFEST_SIZE_MAX, Manifest, parse_manifest
+from kitfs.oci.manifest import MANIFEST_SIZE_MAX, Manifest, find_index_digest, parse_manifest
 from kitfs.oci.mediatype import OCI_MANIFEST, LayerType, parse_layer_type
 from kitfs.progress import Progress
 from kitfs.store import stored
@@ -34,6 +34,7 @@ class Inventory:
         kinds: The kinds of layer that a blob is said to be; each is indexed differently.
         media_types: What a blob is called, in order of appearance.
         origins: Where a blob came from, where a tag tells.
+        indexes: What layers name as their image indexes.
     """
 
     files: dict[Digest, StoredFile]
@@ -42,6 +43,12 @@ class Inventory:
     kinds: dict[Digest, list[LayerType]] = field(default_factory=dict)
     media_types: dict[Digest, dict[str, None]] = field(default_factory=dict)
     origins: dict[Digest, str] = field(default_factory=dict)
+    indexes: set[Digest] = field(default_factory=set)
+
+    def can_be_made(self, digest: Digest) -> bool:
+        """Whether a blob is derived: an image index and nothing else."""
+        others = (self.manifests.keys(), self.kinds.keys(), {item.config.digest for item in self.manifests.values()})
+        return digest in self.indexes and not any(digest in other for other in others)
 
 
 def take_inventory(
@@ -104,6 +111,9 @@ def _add_manifest(inventory: Inventory, manifest: Manifest, origin: str) -> None
         inventory.media_types.setdefault(digest, {})[media_type] = None
         inventory.origins.setdefault(digest, origin)
     for layer in manifest.layers:
+        index = find_index_digest(layer)
+        if index is not None:
+            inventory.indexes.add(index)
         kind = parse_layer_type(layer.media_type)
         if kind is not None:
             kinds = inventory.kinds.setdefault(layer.digest, [])

@@ -21,6 +21,7 @@ from kitfs import __version__
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.digest import Digest
 from kitfs.errors import NotFoundError, UsageError
+from kitfs.layer.index_blob import add_image_index
 from kitfs.layer.indexer import LayerIndex
 from kitfs.modelkit import walk
 from kitfs.modelkit.ignore import IGNORE_NAME, IGNORE_SIZE_MAX, IgnoreRules, iter_entry_paths, parse_ignore
@@ -47,10 +48,12 @@ from kitfs.oci.manifest import (
     ANNOTATION_CREATED,
     ANNOTATION_FILE_METADATA,
     ANNOTATION_FILEPATH,
+    ANNOTATION_INDEX,
     ANNOTATION_SUBTYPE,
     MANIFEST_SIZE_MAX,
     Descriptor,
     encode_manifest,
+    find_index_digest,
 )
 from kitfs.oci.mediatype import CONFIG_KITOPS, OCI_MANIFEST, LayerFormat, LayerKind, LayerType, encode_layer_type
 from kitfs.oci.reference import Reference
@@ -184,7 +187,8 @@ def _pack_all(
     manifest = _put_small(packing, raw, OCI_MANIFEST)
     for parent in parents.manifests:
         packing.lease.hold(parent)
-    record = ManifestRecord(config.digest, [layer.digest for layer in layers], list(parents.manifests))
+    indexes = list(filter(None, map(find_index_digest, layers)))
+    record = ManifestRecord(config.digest, [layer.digest for layer in layers], list(parents.manifests), indexes)
     packing.change.add_manifest(manifest, record)
     for reference in references:
         if reference.tag is not None:
@@ -212,6 +216,9 @@ def _pack_layer(packing: _Packing, artifact: Artifact) -> tuple[Descriptor, Dige
     step.finish()
     media_type = encode_layer_type(layer_type)
     _add_layer(packing.change, index, media_type)
+    bound = add_image_index(packing.store, packing.lease, packing.change, index)
+    if bound is not None:
+        annotations[ANNOTATION_INDEX] = str(bound)
     return Descriptor(media_type, index.digest, index.size, annotations), index.diff_id
 
 

@@ -24,6 +24,7 @@ from kitfs.errors import KitfsError
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.indexer import LayerIndex
 from kitfs.layer.reindex import LayerWatcher, find_wrong_members, name_wrong_members, without_wrong_members
+from kitfs.modelkit.image_indexes import restore_indexes
 from kitfs.modelkit.inventory import Inventory, take_inventory
 from kitfs.modelkit.sessions import inode_need
 from kitfs.oci.mediatype import Compression, LayerFormat, LayerType
@@ -80,6 +81,7 @@ def rebuild_index(home: Path, progress: Progress) -> FsckReport:
             raise
         aside = index_swap.replace_index(layout)
         with Store.open(home) as store:
+            restored = restore_indexes(store)
             report = check(store)
     report.size_read = run.size_read
     report.findings += run.lost
@@ -87,6 +89,7 @@ def rebuild_index(home: Path, progress: Progress) -> FsckReport:
         where = f"; kept as {aside.relative_to(layout.home)}" if aside else ""
         report.repaired.append(Finding("damaged-index", "index", old.problem + where, Weight.REPAIRABLE))
     report.repaired += run.repaired
+    report.repaired += [finding for finding in restored if finding.name not in run.names]
     return report
 
 
@@ -97,12 +100,14 @@ class _Rebuild:
         lost: Blobs that are corrupt, layers that are malformed.
         repaired: Derived things that were wrong and are made anew when they are needed.
         size_read: Bytes hashed.
+        names: All blobs that have a file.
     """
 
     def __init__(self, layout: Layout, index: Index, old: OldIndex, progress: Progress) -> None:
         self.lost: list[Finding] = []
         self.repaired: list[Finding] = []
         self.size_read = 0
+        self.names: set[str] = set()
         self._layout = layout
         self._old = old
         self._progress = progress
@@ -118,6 +123,7 @@ class _Rebuild:
             self.repaired.append(Finding("corrupt-tags-log", "tags.log", logged.problem, Weight.REPAIRABLE))
         records = [record for record, _ in sessions.iter_sessions(self._layout)]
         inventory = take_inventory(self._layout, logged, records, self._progress)
+        self.names = {str(digest) for digest in inventory.files}
         self._put_blobs(inventory)
         self._put_members()
         if self._needed:
@@ -159,7 +165,8 @@ class _Rebuild:
         refused = self._refuse(file, reading)
         other = stored.find_split(self._layout, file.digest) if file.form != "split" and reading.is_readable else None
         found = self._find_right(other, inventory) if other is not None else None
-        (self.lost if found is None else self.repaired).append(refused)
+        is_made = found is not None or inventory.can_be_made(file.digest)
+        (self.repaired if is_made else self.lost).append(refused)
         return found
 
     def _read_layer(self, file: StoredFile, kinds: list[LayerType]) -> tuple[Reading, bool]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError, MalformedError
-from kitfs.layer.verify import IMPORT_AGAIN, BlobVerdict, Damage, verify_blob, verify_layer
+from kitfs.layer.verify import IMPORT_AGAIN, REPAIR_DATA, BlobVerdict, Damage, verify_blob, verify_layer
 from kitfs.modelkit.resolve import (
     PARENTS_MAX,
     Kit,
@@ -21,13 +21,15 @@ from kitfs.modelkit.resolve import (
     is_model,
     parse_kit,
 )
-from kitfs.oci.manifest import Manifest, parse_manifest
+from kitfs.oci.manifest import ANNOTATION_INDEX, Descriptor, Manifest, find_index_digest, parse_manifest
 from kitfs.oci.mediatype import Compression, LayerFormat, parse_layer_type
 from kitfs.oci.reference import Reference, parse_reference
 from kitfs.progress import Progress
 from kitfs.store.errors import BlobNotFound
 from kitfs.store.lease import Lease
 from kitfs.store.store import Store
+
+PACK_AGAIN = "whoever published it packs it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Part:
 
     Attributes:
         kit: Reference of the ModelKit or parent that needs it.
-        what: ``manifest``, ``config``, or the kind of layer.
+        what: ``manifest``, ``config``, the kind of layer, or ``index`` for a layer's image index.
         form: Of a layer: ``tar``, ``tar+gzip``, …; else empty.
         verdict: What was found.
     """
@@ -137,7 +139,20 @@ class _Verify:
             if kind is None:
                 self._add(name, "layer", layer.digest)
             else:
-                self._add_layer(name, str(kind.kind), layer.digest, kind.format, kind.compression)
+                verdict = self._add_layer(name, str(kind.kind), layer.digest, kind.format, kind.compression)
+                self._look_at_index(name, layer, verdict)
+
+    def _look_at_index(self, name: str, layer: Descriptor, verdict: BlobVerdict) -> None:
+        """The image index that a layer's descriptor names: whether it is that of the layer, and is there."""
+        if ANNOTATION_INDEX not in layer.annotations or verdict.image_index is None:
+            return
+        if find_index_digest(layer) == verdict.image_index:
+            bound = self._add(name, "index", verdict.image_index)
+            bound.damages[:] = [Damage(damage.reason, REPAIR_DATA) for damage in bound.damages]
+            return
+        named = layer.annotations[ANNOTATION_INDEX][:100]
+        reason = f"its descriptor names another image index than it has, {named!r}; reads here are right all the same"
+        verdict.damages.append(Damage(reason, PACK_AGAIN))
 
     def _look_at_recorded(self, digest: Digest, name: str) -> None:
         """Without its manifest: what the index has of it."""
@@ -163,13 +178,14 @@ class _Verify:
 
     def _add_layer(
         self, name: str, what: str, digest: Digest, layer_format: LayerFormat, compression: Compression
-    ) -> None:
+    ) -> BlobVerdict:
         record = self._store.find_blob(digest)
         step = self._progress.begin(f"{name}  {what} {digest.hex[:12]}", record.size if record else 0)
         verdict = verify_layer(self._store, digest, layer_format, compression, step.advance)
         step.finish()
         form = str(layer_format) if compression is Compression.NONE else f"{layer_format}+{compression}"
         self.parts.append(Part(name, what, form, verdict))
+        return verdict
 
 
 def _shown_of_parent(kit: Kit | None) -> set[Digest]:

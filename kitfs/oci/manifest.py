@@ -34,6 +34,8 @@ ANNOTATION_KITFILE = "ml.kitops.modelkit.kitfile"
 ANNOTATION_SUBTYPE = "ml.kitops.modelkit.layer-subtype"
 ANNOTATION_FILEPATH = "org.cncf.model.filepath"
 ANNOTATION_FILE_METADATA = "org.cncf.model.file.metadata+json"
+ANNOTATION_INDEX = "org.kitfs.index"
+"""On a layer's descriptor: the digest of its image index (`kitfs/layer/image_index.py`), which is so bound to it."""
 
 MANIFEST_SIZE_MAX = strict_json.LIMIT_BYTES
 LAYER_COUNT_MAX = 16_384
@@ -155,6 +157,14 @@ def parse_manifest(raw: bytes) -> Manifest:
     _check_sizes(config, layers)
     annotations = _annotations(top.get("annotations"), "annotations")
     return Manifest(raw, Digest.of(raw), config, layers, annotations, artifact_type, media_type)
+
+
+def find_index_digest(layer: Descriptor) -> Digest | None:
+    """The image index that is bound to a layer; None for none, and for text that is no digest."""
+    try:
+        return Digest.parse(layer.annotations.get(ANNOTATION_INDEX, ""))
+    except DigestMalformed:
+        return None
 
 
 def parse_index(raw: bytes) -> tuple[Descriptor, ...]:

@@ -28,6 +28,8 @@ CONFIG_MODELPACK = "application/vnd.cncf.model.config.v1+json"
 ARTIFACT_KITOPS = "application/vnd.kitops.modelkit.manifest.v1+json"
 ARTIFACT_MODELPACK = "application/vnd.cncf.model.manifest.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+LAYER_INDEX = "application/vnd.kitfs.layer.index.v1"
+"""The image index of a layer, our own (`kitfs/layer/image_index.py`)."""
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 _CONFIGS = frozenset({CONFIG_KITOPS, CONFIG_KITOPS_MODEL, CONFIG_JOZU, CONFIG_MODELPACK})

@@ -370,7 +370,7 @@ def _put_layers(txn: Txn, pending: _Pending) -> None:
 
 def _put_manifests(txn: Txn, pending: _Pending) -> None:
     for digest, manifest in pending.manifests.items():
-        for needed in (digest, manifest.config, *manifest.layers):
+        for needed in (digest, manifest.config, *manifest.layers, *manifest.indexes):
             if not txn.contains(schema.BLOBS, needed.raw):
                 raise ManifestIncomplete(digest, needed)
         catalog.put_manifest(txn, digest, manifest)

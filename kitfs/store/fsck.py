@@ -25,9 +25,8 @@ from kitfs.store.fsck_split import (
     find_damaged_members,
     find_wrong_pins,
     find_wrong_split,
-    weigh_blob,
-    weigh_member,
 )
+from kitfs.store.fsck_weights import weigh_blob, weigh_content, weigh_member
 from kitfs.store.gc import iter_files
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -157,7 +156,7 @@ def find_missing_blobs(view: View) -> Iterator[Finding]:
     for digest, record in view.blobs.items():
         status = find_status(view.layout.blob_in_form(digest, record.form))
         if status is None or not stat.S_ISREG(status.st_mode):
-            yield Finding("missing-blob", str(digest), "its file is not there", Weight.LOST)
+            yield Finding("missing-blob", str(digest), "its file is not there", weigh_content(view, digest))
 
 
 def find_wrong_sizes(view: View) -> Iterator[Finding]:
@@ -166,7 +165,7 @@ def find_wrong_sizes(view: View) -> Iterator[Finding]:
         status = find_status(view.layout.blob(digest)) if record.form != "split" else None
         if status is not None and stat.S_ISREG(status.st_mode) and status.st_size != record.size:
             detail = f"its file has {status.st_size} bytes, expected {record.size}"
-            yield Finding("wrong-size", str(digest), detail, Weight.LOST)
+            yield Finding("wrong-size", str(digest), detail, weigh_content(view, digest))
 
 
 def find_wrong_digests(view: View) -> Iterator[Finding]:
@@ -177,7 +176,7 @@ def find_wrong_digests(view: View) -> Iterator[Finding]:
             continue
         detail = _compare_digest(view, view.layout.blob(digest), digest)
         if detail:
-            yield Finding("wrong-digest", str(digest), detail, Weight.LOST)
+            yield Finding("wrong-digest", str(digest), detail, weigh_content(view, digest))
     for digest, member in view.members.items():
         detail = _compare_digest(view, view.layout.member(digest), digest)
         if detail:
@@ -223,9 +222,9 @@ def find_lost_tags(view: View) -> Iterator[Finding]:
 
 
 def find_incomplete_manifests(view: View) -> Iterator[Finding]:
-    """Manifests whose own blob, config or layer is not recorded."""
+    """Manifests whose own blob, config, layer or image index is not recorded."""
     for digest, record in view.manifests.items():
-        for needed in dict.fromkeys((digest, record.config, *record.layers)):
+        for needed in dict.fromkeys((digest, record.config, *record.layers, *record.indexes)):
             if needed not in view.blobs:
                 weight = weigh_blob(view, needed)
                 yield Finding("incomplete-manifest", str(digest), f"blob {needed} is not recorded", weight)

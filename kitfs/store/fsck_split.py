@@ -15,8 +15,7 @@ from kitfs.store.content import hash_content
 from kitfs.store.errors import BlobCorrupt, BlobNotFound
 from kitfs.store.findings import Finding, Weight
 from kitfs.store.pins import expected_pins
-from kitfs.store.recipe import Recipe, find_recipe, read_recipe
-from kitfs.store.records import MemberRecord
+from kitfs.store.recipe import Recipe, read_recipe
 from kitfs.store.stamp import find_status
 
 if TYPE_CHECKING:
@@ -40,18 +39,6 @@ def find_corrupt_recipes(view: View) -> Iterator[Finding]:
             if size != record.size:
                 detail = f"its recipe is of {size} bytes, expected {record.size}"
                 yield Finding("corrupt-recipe", str(digest), detail, Weight.LOST)
-
-
-def weigh_blob(view: View, blob: Digest) -> Weight:
-    """How bad it is that a blob has no record: with its file, or a recipe that verifies, one can be made anew."""
-    if find_status(view.layout.blob(blob)) is not None or find_recipe(view.layout, blob) is not None:
-        return Weight.REPAIRABLE
-    return Weight.LOST
-
-
-def weigh_member(record: MemberRecord) -> Weight:
-    """How bad it is that a member is damaged: nothing else has the bytes of one that split blobs need."""
-    return Weight.LOST if record.pins else Weight.REPAIRABLE
 
 
 def find_wrong_pins(view: View) -> Iterator[Finding]:

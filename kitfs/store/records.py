@@ -70,11 +70,13 @@ class ManifestRecord(msgspec.Struct, frozen=True, array_like=True):
         config: The config blob.
         layers: The layer blobs in manifest order; one digest may occur twice.
         parents: The chain of parent manifests as last resolved, nearest first.
+        indexes: The image indexes of its layers that are in the store as blobs, as its descriptors name them.
     """
 
     config: Digest
     layers: list[Digest]
     parents: list[Digest] = []
+    indexes: list[Digest] = []
 
 
 class TagRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -10,14 +10,16 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kitfs.digest import Digest
 from kitfs.store import agreement, catalog, durable, fsck, gate, schema
 from kitfs.store.errors import RecordCorrupt
-from kitfs.store.findings import Finding, FsckReport
+from kitfs.store.findings import Finding, FsckReport, Weight
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
 from kitfs.store.pins import restore_pins
-from kitfs.store.records import InodeRange, NextInode
+from kitfs.store.records import InodeRange, ManifestRecord, NextInode
 from kitfs.store.repair_tags import repair_tags
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ def repair(store: Store, *, read_data: bool = False) -> FsckReport:
     * a member whose file is gone or other: its record (and file) go, or it gets a new stamp; one that split blobs need
       stays, and stays lost until an import brings its bytes;
     * pins are made to follow from the recipes; a recipe that is damaged stays, for its members can still be mounted;
-    * a blob whose bytes are wrong: its file is moved to ``quarantine/``, its records go;
+    * a blob whose bytes are wrong: its file is moved to ``quarantine/``, its records go; that of an image index is
+      forgotten by its ModelKits (``kitfs/modelkit/image_indexes.py`` makes it anew);
     * a record that does not verify goes; manifests and blobs that a tag needs are recorded anew from their files;
     * a layer whose table of contents is damaged is forgotten whole: importing its ModelKit again indexes it;
     * tags and ``tags.log`` are made equal, whichever is damaged; the counts are made equal to the tables.
@@ -81,6 +84,7 @@ def repair(store: Store, *, read_data: bool = False) -> FsckReport:
     for finding in before.problems:
         if (finding.damage, finding.name) not in left:
             gone = finding.damage in _DROPPED or finding.name.startswith(_DROPPED_RECORDS)
+            gone = gone and finding.weight is Weight.LOST
             (after.findings if gone else after.repaired).append(finding)  # what is lost is said once more
     return after
 
@@ -117,6 +121,7 @@ def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
                 txn.delete(schema.BLOBS, digest.raw)
             catalog.delete_layer(txn, digest)
     repair_tags(txn, layout)
+    _drop_indexes(txn)
     for digest in view.layers:
         if not txn.contains(schema.BLOBS, digest.raw):
             catalog.delete_layer(txn, digest)
@@ -126,6 +131,14 @@ def _mend(txn: Txn, layout: Layout, problems: list[Finding]) -> None:
     txn.put(schema.COUNTS, schema.MEMBER_TOTAL, catalog.count_members(txn))
     txn.put(schema.COUNTS, schema.COUNT_MANIFESTS, agreement.count_manifests(txn))
     txn.put(schema.COUNTS, schema.COUNT_TAGS, agreement.count_tags(txn))
+
+
+def _drop_indexes(txn: Txn) -> None:
+    """Forget image indexes that have no record any more; who knows layers makes them anew."""
+    for key, record in list(txn.iter(schema.MANIFESTS, ManifestRecord)):
+        kept = [index for index in record.indexes if txn.contains(schema.BLOBS, index.raw)]
+        if kept != record.indexes:
+            catalog.put_manifest(txn, Digest.from_raw(key), msgspec.structs.replace(record, indexes=kept))
 
 
 def _restore_next_inode(txn: Txn) -> None:

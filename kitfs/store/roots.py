@@ -1,9 +1,9 @@
 """What garbage collection starts from, and everything that hangs on it.
 
 Roots: tags; digests noted by live leases; the manifests and noted digests of sessions that are alive or wanted.
-A root that is a manifest keeps its config, its layers and its chain of parents; a layer that is kept keeps the
-members in its table of contents; GC adds those that a kept blob pins. Reads only; GC calls it inside the exclusive
-``gc.lock``.
+A root that is a manifest keeps its config, its layers, their image indexes and its chain of parents; a layer that is
+kept keeps the members in its table of contents; GC adds those that a kept blob pins. Reads only; GC calls it inside the
+exclusive ``gc.lock``.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def mark(txn: Txn, held: Iterable[Digest], *, with_members: bool) -> Marks:
         marks.blobs.add(digest)
         manifest = catalog.find_manifest(txn, digest)
         if manifest is not None:
-            waiting += (manifest.config, *manifest.layers, *manifest.parents)
+            waiting += (manifest.config, *manifest.layers, *manifest.indexes, *manifest.parents)
             layers.update(manifest.layers)
         if with_members and catalog.find_layer(txn, digest) is not None:
             marks.members.update(

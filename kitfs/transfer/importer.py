@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kitfs.digest import Digest
 from kitfs.errors import IntegrityError, KitfsError, MalformedError, NotFoundError
-from kitfs.oci.manifest import Manifest, NotAModelKit, parse_manifest
+from kitfs.oci.manifest import ANNOTATION_INDEX, Manifest, NotAModelKit, parse_manifest
 from kitfs.oci.mediatype import OCI_MANIFEST, parse_layer_type
 from kitfs.oci.reference import Reference
 from kitfs.progress import NoProgress, Progress
@@ -171,10 +173,11 @@ class _Import:
             config = intake.read_small(manifest.config)
             kitfile = parse_config(manifest, config)
             self._take_layers(intake, manifest, entry.display)
+            indexes = self._take_indexes(intake, manifest, entry.display)
             intake.take_small(manifest.config, config)
             intake.take_small(entry.descriptor, manifest.raw)
             layers = [layer.digest for layer in manifest.layers]
-            change.add_manifest(manifest.digest, ManifestRecord(manifest.config.digest, layers))
+            change.add_manifest(manifest.digest, ManifestRecord(manifest.config.digest, layers, [], indexes))
             for repository, tag in names:
                 change.set_tag(repository, tag, manifest.digest, self._source.origin)
             change.commit()
@@ -190,6 +193,23 @@ class _Import:
             what = str(kind.kind) if kind else "layer"
             intake.take_layer(layer, kind, f"{display}  {what} {layer.digest.hex[:12]}")
 
+    def _take_indexes(self, intake: Intake, manifest: Manifest, display: str) -> list[Digest]:
+        """The image indexes that layers name, made anew of the layers; one that differs is left out."""
+        indexes: dict[Digest, None] = {}
+        for number, layer in enumerate(manifest.layers, start=1):
+            if ANNOTATION_INDEX not in layer.annotations:
+                continue
+            digest = intake.take_image_index(layer)
+            if digest is not None:
+                indexes[digest] = None
+                continue
+            named = layer.annotations[ANNOTATION_INDEX][:100]
+            self.report.warnings.append(
+                f"{display}: layer {number} ({layer.digest}) has another image index than its descriptor names, "
+                f"{named!r}: the layer itself is right"
+            )
+        return list(indexes)
+
     def _record_parents(self) -> None:
         """Once all are here: note each kit's chain of parents, so that they stay while it does."""
         for digest, parent in self._parents.items():
@@ -203,7 +223,7 @@ class _Import:
                 with self._store.lease("import parents") as lease:
                     lease.hold(digest)
                     change = self._store.change(lease)
-                    change.add_manifest(digest, ManifestRecord(record.config, record.layers, chain))
+                    change.add_manifest(digest, msgspec.structs.replace(record, parents=chain))
                     change.commit()
 
 

@@ -15,8 +15,9 @@ from kitfs.digest import Digest, DigestMismatch
 from kitfs.errors import MalformedError
 from kitfs.layer.decode import DecodeLimits
 from kitfs.layer.errors import LayerMalformed
+from kitfs.layer.index_blob import add_image_index, get_layer_index
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
-from kitfs.oci.manifest import Descriptor
+from kitfs.oci.manifest import Descriptor, find_index_digest
 from kitfs.oci.mediatype import Compression, LayerFormat, LayerType
 from kitfs.progress import Progress, Step
 from kitfs.store.change import Change
@@ -122,6 +123,7 @@ class Intake:
         self._counts = counts
         self._expansion = expansion
         self._layers: dict[Digest, LayerType | None] = {}
+        self._found: dict[Digest, LayerIndex] = {}
 
     def read_small(self, descriptor: Descriptor) -> bytes:
         """The bytes of a manifest or config, verified; the store is not touched.
@@ -181,6 +183,21 @@ class Intake:
             self._add_layer(descriptor.digest, watcher.index)
         self._record(descriptor)
         step.finish()
+
+    def take_image_index(self, layer: Descriptor) -> Digest | None:
+        """Make and store the image index of a layer that was taken; None where it is not the one its descriptor names.
+
+        It is made of the layer, which was verified by its digest: whatever the source has under the name is not read.
+
+        Raises:
+            BlobCorrupt, LayerMalformed: when the store has the layer without all that it needs, and it can not be read.
+            StoreWriteFailed: when writing failed.
+        """
+        expected = find_index_digest(layer)
+        if expected is None or self._layers.get(layer.digest) is None:
+            return None
+        found = self._found.get(layer.digest) or get_layer_index(self._store, layer.digest)
+        return add_image_index(self._store, self._lease, self._change, found, origin=self._origin, expected=expected)
 
     def _is_taken(self, descriptor: Descriptor, kind: LayerType | None) -> bool:
         """Whether this change has this blob as this kind of layer already; an unknown kind adds nothing."""
@@ -266,6 +283,7 @@ class Intake:
 
     def _add_layer(self, digest: Digest, index: LayerIndex | None) -> None:
         if index is not None:
+            self._found[digest] = index
             self._change.add_layer(digest, index.record, index.toc, index.span_checksums, index.checkpoints)
 
     def _record(self, descriptor: Descriptor) -> None:

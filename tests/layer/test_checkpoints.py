@@ -21,7 +21,7 @@ from kitfs.layer.gzip_stream import GzipDecoder
 from kitfs.layer.indexer import LayerIndexer
 from kitfs.layer.inflate import InflateUnusable, load_zlib, load_zlib_ng
 from kitfs.layer.span_decode import SpanBroken, decode_span, decode_span_behind
-from kitfs.layer.sparse_window import WindowPacker, find_references, unpack
+from kitfs.layer.sparse_window import find_references, make_sparse, pack_window, unpack
 from kitfs.oci.mediatype import Compression, LayerFormat
 
 _SPEC = importlib.util.spec_from_file_location("encoders", Path(__file__).with_name("encoders.py"))
@@ -127,7 +127,7 @@ def test_windows_keep_what_is_referred_to(data):
             window[place] = plain[start + place]
         size = len(plain) - checkpoint.offset
         assert decode_span(view, checkpoint.bit % 8, bytes(window), size) == plain[checkpoint.offset :]
-        packed = WindowPacker().pack(plain[start : checkpoint.offset], view, checkpoint.bit % 8)
+        packed = pack_window(make_sparse(plain[start : checkpoint.offset], view, checkpoint.bit % 8).data)
         assert len(packed) < checkpoint.window_size // 2
         assert decode_span(view, checkpoint.bit % 8, unpack(packed), size) == plain[checkpoint.offset :]
 
