@@ -75,3 +75,9 @@ def format_size(size: int) -> str:
         if value < 1024:
             return f"{math.floor(value * 10) / 10:.1f} {unit}"
     return f"{value / 1024:.1f} PiB"
+
+
+def format_path(path: bytes) -> str:
+    """A path in a ModelKit for a person: what can not be printed, escape sequences among it, is shown escaped."""
+    text = path.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
