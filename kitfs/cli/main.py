@@ -26,6 +26,7 @@ VERBS = {
     "remove": "kitfs.cli.tags:remove",
     "tag": "kitfs.cli.tags:tag",
     "umount": "kitfs.cli.mounts:umount",
+    "unpack": "kitfs.cli.unpacking:unpack",
     "verify": "kitfs.cli.verifying:verify",
     "version": "kitfs.cli.main:version",
 }

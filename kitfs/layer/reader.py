@@ -217,6 +217,11 @@ class LayerReader:
         return self._materialiser is not None
 
     @property
+    def spans(self) -> LazyLayer | None:
+        """What decodes its spans, where it is compressed and has checkpoints."""
+        return self._lazy
+
+    @property
     def is_decoded_whole(self) -> bool:
         """Whether materialising one member means to decode the layer from its start, and makes files of all."""
         return self._materialiser is not None and self._lazy is None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
@@ -78,6 +79,8 @@ class KitLayer:
         prefix: Directory that the names in its tar are relative to (kit before 0.5), else empty.
         raw_path: Path of a raw layer's only member, else None.
         raw_mode: Permission bits of a raw layer's only member.
+        artifacts: Its entries in the Kitfile, several where they have the same bytes; without a Kitfile one made from
+            its annotations.
     """
 
     digest: Digest
@@ -85,6 +88,7 @@ class KitLayer:
     prefix: bytes = b""
     raw_path: bytes | None = None
     raw_mode: int = RAW_MODE
+    artifacts: tuple[Artifact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,11 @@ class Kit:
     config: bytes
     kitfile: Kitfile | None
     layers: tuple[KitLayer, ...]
+
+    @property
+    def unknown_layers(self) -> list[Descriptor]:
+        """Layers of media types that kitfs does not know, and so passes over."""
+        return [layer for layer in self.manifest.layers if parse_layer_type(layer.media_type) is None]
 
     @property
     def parent(self) -> str | None:
@@ -205,7 +214,10 @@ def _kitfile(manifest: Manifest, config: bytes) -> Kitfile | None:
 def _layers(manifest: Manifest, kitfile: Kitfile | None) -> Iterator[KitLayer]:
     artifacts = list(iter_artifacts(kitfile)) if kitfile else []
     legacy = bool(artifacts) and not manifest.is_modelpack and not any(artifact.digest for artifact in artifacts)
-    by_digest = {artifact.digest: artifact for artifact in artifacts if artifact.digest}
+    by_digest: dict[Digest, list[Artifact]] = {}
+    for entry in artifacts:
+        if entry.digest:
+            by_digest.setdefault(entry.digest, []).append(entry)
     if missing := by_digest.keys() - {descriptor.digest for descriptor in manifest.layers}:
         raise ModelKitMalformed(manifest.digest, f"its config names layer {min(missing)}, its manifest does not")
     in_order: dict[LayerKind, Iterator[Artifact]] = {
@@ -216,27 +228,31 @@ def _layers(manifest: Manifest, kitfile: Kitfile | None) -> Iterator[KitLayer]:
         kind = parse_layer_type(descriptor.media_type)
         if kind is None:
             continue
-        artifact = next(in_order[kind.kind], None) if legacy else by_digest.get(descriptor.digest)
-        if by_digest and artifact is None:
+        found = list(islice(in_order[kind.kind], 1)) if legacy else by_digest.get(descriptor.digest, [])
+        if by_digest and not found:
             continue  # kit looks layers up by the config's digests, and so passes over this one
         if not legacy and descriptor.digest in seen and kind.format is LayerFormat.TAR:
             continue  # one blob listed twice holds the same names twice
         seen.add(descriptor.digest)
-        yield _layer(manifest, descriptor, kind, artifact, legacy)
+        yield _layer(manifest, descriptor, kind, found, legacy)
 
 
 def _layer(
-    manifest: Manifest, descriptor: Descriptor, kind: LayerType, artifact: Artifact | None, legacy: bool
+    manifest: Manifest, descriptor: Descriptor, kind: LayerType, found: Sequence[Artifact], legacy: bool
 ) -> KitLayer:
+    filepath = find_filepath(descriptor)
+    digest = descriptor.digest
+    artifacts = tuple(found) or (Artifact(kind.kind, "", "", filepath or "", digest, None),)
     if kind.format is LayerFormat.RAW:
-        path = find_filepath(descriptor) or (artifact.path if artifact else None)
+        path = filepath or artifacts[0].path
         if not path:
-            raise ModelKitMalformed(manifest.digest, f"raw layer {descriptor.digest} has no path")
-        return KitLayer(descriptor.digest, kind, raw_path=clean_path(path), raw_mode=_raw_mode(descriptor))
-    if legacy and artifact is None:
-        raise ModelKitMalformed(manifest.digest, f"layer {descriptor.digest} has no entry in the Kitfile")
-    prefix = posixpath.dirname(clean_path(artifact.path)) if legacy and artifact else b""
-    return KitLayer(descriptor.digest, kind, prefix=prefix)
+            raise ModelKitMalformed(manifest.digest, f"raw layer {digest} has no path")
+        mode = _raw_mode(descriptor)
+        return KitLayer(digest, kind, raw_path=clean_path(path), raw_mode=mode, artifacts=artifacts)
+    if legacy and not found:
+        raise ModelKitMalformed(manifest.digest, f"layer {digest} has no entry in the Kitfile")
+    prefix = posixpath.dirname(clean_path(found[0].path)) if legacy else b""
+    return KitLayer(digest, kind, prefix=prefix, artifacts=artifacts)
 
 
 def find_filepath(descriptor: Descriptor) -> str | None:

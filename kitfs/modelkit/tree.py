@@ -65,7 +65,7 @@ def build_tree(resolved: ResolvedTree, get_outline: Callable[[Digest], Outline],
     for distance, source in reversed(list(enumerate(resolved.kits))):
         for layer in source.layers:
             if distance == 0 or is_model(layer):
-                _add_layer(tree, layer, get_outline(layer.digest))
+                add_layer(tree, layer, get_outline(layer.digest))
     tree.model = _model_path(resolved.kits)
     _add_model_link(tree)
     return tree
@@ -87,7 +87,12 @@ def _add_reserved(tree: Tree, resolved: ResolvedTree, meta: bool) -> None:
     tree.add(outline, None, inline=[data for _, data in files])
 
 
-def _add_layer(tree: Tree, layer: KitLayer, outline: Outline) -> None:
+def add_layer(tree: Tree, layer: KitLayer, outline: Outline) -> None:
+    """Add what a layer shows.
+
+    Raises:
+        TreeConflict: when it claims a path that is taken, or ``.kitfs``.
+    """
     if layer.raw_path is not None:
         member = TocMember(layer.raw_path, KIND_FILE, layer.raw_mode, outline.size, 0)
         outline = Outline.of([member])
