@@ -14,6 +14,7 @@ from kitfs.cli.settings import Settings, global_options
 
 VERBS = {
     "daemon": "kitfs.cli.mounts:daemon",
+    "export": "kitfs.cli.exporting:export",
     "fsck": "kitfs.cli.storage:fsck",
     "gc": "kitfs.cli.storage:gc",
     "import": "kitfs.cli.transfers:import_",
