@@ -15,6 +15,7 @@ from kitfs.cli.settings import Settings, global_options
 VERBS = {
     "daemon": "kitfs.cli.mounts:daemon",
     "diff": "kitfs.cli.comparing:diff",
+    "export": "kitfs.cli.exporting:export",
     "fsck": "kitfs.cli.storage:fsck",
     "gc": "kitfs.cli.storage:gc",
     "import": "kitfs.cli.transfers:import_",

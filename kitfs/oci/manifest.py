@@ -29,6 +29,8 @@ from kitfs.oci.mediatype import (
 ANNOTATION_CREATED = "org.opencontainers.image.created"
 ANNOTATION_AUTHORS = "org.opencontainers.image.authors"
 ANNOTATION_REF_NAME = "org.opencontainers.image.ref.name"
+ANNOTATION_IMAGE_NAME = "io.containerd.image.name"
+"""The full reference of an entry of ``index.json``, beside its ``ref.name`` (containerd, buildx)."""
 ANNOTATION_CLI_VERSION = "ml.kitops.modelkit.cli-version"
 ANNOTATION_KITFILE = "ml.kitops.modelkit.kitfile"
 ANNOTATION_SUBTYPE = "ml.kitops.modelkit.layer-subtype"

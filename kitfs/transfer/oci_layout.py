@@ -1,8 +1,9 @@
 """An OCI image layout as a source: the folder, and what it shares with an archive (``oci_archive``).
 
 https://github.com/opencontainers/image-spec, image-layout.md, version 1.0.0: ``oci-layout``, ``index.json``,
-``blobs/sha256/<hex>``. Names are the annotations ``org.opencontainers.image.ref.name``: a bare tag, which belongs
-to ``localhost/<folder name>`` or to the repository that the caller names, or a full reference.
+``blobs/sha256/<hex>``. Names are the annotations ``org.opencontainers.image.ref.name``: a full reference, or a bare
+tag, which belongs to the repository that the caller names, else to that of ``io.containerd.image.name``, which
+``kitfs export`` and containerd write beside it, else to ``localhost/<folder name>``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from kitfs.errors import UsageError
-from kitfs.oci.manifest import ANNOTATION_REF_NAME, Descriptor, parse_index
+from kitfs.oci.manifest import ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, Descriptor, parse_index
 from kitfs.oci.reference import Reference, ReferenceMalformed, parse_reference, parse_repository, parse_tag
 from kitfs.oci.strict_json import decode
 from kitfs.transfer.source import (
@@ -95,7 +96,7 @@ class Layout:
         self.path = path
         self.warnings: list[str] = []
         self._blobs = blobs
-        self._repository = repository or _default_repository(path)
+        self._repository = repository
 
     def _read(self, name: str, limit: int) -> bytes:
         raise NotImplementedError
@@ -111,7 +112,8 @@ class Layout:
         check_layout_version(self._read("oci-layout", MARKER_SIZE_MAX), self.path / "oci-layout")
         for descriptor in placed(parse_index, self._read("index.json", INDEX_SIZE_MAX), self.path / "index.json"):
             try:
-                entry = name_entry(descriptor, self._blobs, self._repository)
+                repository = self._repository or _find_repository(descriptor) or _default_repository(self.path)
+                entry = name_entry(descriptor, self._blobs, repository)
             except ReferenceMalformed as error:
                 self.warnings.append(f"{self.path}: {error}: passed over")
                 continue
@@ -120,6 +122,15 @@ class Layout:
     def find_entry(self, reference: Reference) -> SourceEntry | None:
         """The entry for a reference; see ``Source``."""
         return find_in_entries(self.iter_entries(), reference)
+
+
+def _find_repository(descriptor: Descriptor) -> str | None:
+    """The repository that an entry's full name says, where that name ends with the entry's tag."""
+    try:
+        reference = parse_reference(descriptor.annotations.get(ANNOTATION_IMAGE_NAME, ""), default_tag=None)
+    except ReferenceMalformed:
+        return None
+    return reference.repository if reference.tag == descriptor.annotations.get(ANNOTATION_REF_NAME) else None
 
 
 def _default_repository(path: Path) -> str | None:

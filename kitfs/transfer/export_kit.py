@@ -1,0 +1,147 @@
+"""Export into kit's local storage, the shape of kit 0.3 and newer (see ``kit_storage``), so that kit's verbs find it.
+
+kit rewrites its files in place, takes no lock, and holds what it read in memory until it writes. Here each file is
+replaced in one step, in the order in which kit needs them: blobs, ``index.json`` (what kit's ``remove`` frees blobs
+by), the repository's index, its tags. Entries that are there stay. Exports take turns; a kit that writes to the same
+repository in the same moment may still undo the new entries, as two kits do to each other: then export again.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from kitfs.oci import go_json
+from kitfs.oci.manifest import Descriptor
+from kitfs.oci.strict_json import decode
+from kitfs.progress import Progress
+from kitfs.store.store import Store
+from kitfs.transfer import export_files
+from kitfs.transfer.export_index import ImageIndex, NameTaken, encode_descriptor
+from kitfs.transfer.export_layout import FILE_MODE, MARKER, DestinationNotUsable
+from kitfs.transfer.export_plan import ExportPlan
+from kitfs.transfer.kit_storage import STORAGE, parse_tags
+from kitfs.transfer.oci_layout import MARKER_SIZE_MAX, check_layout_version
+from kitfs.transfer.source import placed, read_plain
+
+BLOB_MODE = 0o600
+"""What kit gives the layers it writes and all blobs it pulls."""
+
+
+def export_kit_storage(store: Store, plan: ExportPlan, kitops_home: Path, *, progress: Progress,
+                       force: bool = False) -> None:  # fmt: skip
+    """Write a plan's ModelKits into kit's storage, under the names that they have here.
+
+    On disk when it returns: all of it.
+
+    Args:
+        store: Where from.
+        plan: What; its lease is held.
+        kitops_home: kit's home; made when it is absent.
+        progress: Is told of each blob.
+        force: Move tags that kit has for other ModelKits.
+
+    Raises:
+        DestinationNotUsable: when something else is there.
+        NameTaken: when kit has a tag for another ModelKit.
+        SourceMalformed: when a file of the storage breaks its format.
+        BlobNotFound, BlobCorrupt: when the store does not have a blob, or other bytes under its name.
+        StoreWriteFailed: when writing failed.
+    """
+    storage = kitops_home / STORAGE
+    _check(store, kitops_home, storage)
+    repositories = _by_repository(plan)
+    for repository, named in repositories.items():
+        _merge_tags(storage, repository, named, force=force)
+    export_files.make_folder(storage)
+    export_files.sweep(storage)
+    export_files.write_blobs(store, plan.blobs.values(), storage, mode=BLOB_MODE, progress=progress)
+    with export_files.locked(storage):
+        if not (storage / "oci-layout").exists():
+            export_files.write_small(storage / "oci-layout", MARKER, mode=FILE_MODE)
+        descriptors = [kit.descriptor for kit in plan.kits]
+        _write(storage / "index.json", _merge_index(storage, "index.json", descriptors, media_type=True))
+        for repository, named in repositories.items():
+            _write_repository(storage, repository, named, force=force)
+
+
+def _check(store: Store, kitops_home: Path, storage: Path) -> None:
+    if kitops_home.resolve().is_relative_to(store.home.resolve()):
+        raise DestinationNotUsable(kitops_home, "it lies in the store")
+    if (kitops_home / "oci-layout").exists():
+        raise DestinationNotUsable(kitops_home, "it is a layout itself", "kit's home is the folder above its storage")
+    for folder in (kitops_home, storage):
+        if folder.exists() and not folder.is_dir():
+            raise DestinationNotUsable(folder, "it is not a folder")
+    if (storage / "oci-layout").exists():
+        check_layout_version(read_plain(storage, "oci-layout", limit=MARKER_SIZE_MAX), storage / "oci-layout")
+
+
+Named = list[tuple[str | None, Descriptor]]
+
+
+def _by_repository(plan: ExportPlan) -> dict[str, Named]:
+    found: dict[str, Named] = {}
+    for kit in plan.kits:
+        found.setdefault(kit.reference.repository, []).append((kit.reference.tag, kit.descriptor))
+    return found
+
+
+def _write_repository(storage: Path, repository: str, named: Named, *, force: bool) -> None:
+    name = _file_name(repository)
+    tags = _merge_tags(storage, repository, named, force=force)
+    descriptors = [descriptor for _, descriptor in named]
+    _write(storage / f"{name}-index.json", _merge_index(storage, f"{name}-index.json", descriptors, media_type=False))
+    if tags:
+        _write(storage / f"{name}-tags.json", go_json.encode(dict(sorted(tags.items()))))
+
+
+def _file_name(repository: str) -> str:
+    return base64.urlsafe_b64encode(repository.encode()).decode()
+
+
+def _merge_tags(storage: Path, repository: str, named: Named, *, force: bool) -> dict[str, object]:
+    """The content of a repository's tags file with the new tags.
+
+    Raises:
+        NameTaken: when kit has a tag for another ModelKit, unless ``force`` is set.
+        SourceMalformed: when the file breaks its format.
+    """
+    path = storage / f"{_file_name(repository)}-tags.json"
+    raw = _read(storage, path.name) or b"{}"
+    known = placed(parse_tags, raw, path)
+    tags = cast("dict[str, object]", decode(raw))
+    for tag, descriptor in named:
+        if tag is None:
+            continue
+        other = known.get(tag)
+        if other is not None and other.digest != descriptor.digest and not force:
+            name = f"{repository.removeprefix('localhost/')}:{tag}"
+            raise NameTaken(
+                name, f"kit's storage {storage}", str(other.digest), "--force moves the tag in kit's storage"
+            )
+        tags[tag] = encode_descriptor(descriptor)
+    return tags
+
+
+def _merge_index(storage: Path, name: str, descriptors: Iterable[Descriptor], *, media_type: bool) -> bytes:
+    raw = _read(storage, name)
+    make = partial(ImageIndex, media_type=media_type)
+    index = make(None) if raw is None else placed(make, raw, storage / name)
+    for descriptor in descriptors:
+        index.add(descriptor)
+    return index.encode()
+
+
+def _read(storage: Path, name: str) -> bytes | None:
+    try:
+        return read_plain(storage, name)
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, raw: bytes) -> None:
+    export_files.write_small(path, raw, mode=FILE_MODE)
