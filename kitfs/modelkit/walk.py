@@ -140,7 +140,7 @@ def iter_entries(
         PathUnreadable: when something can not be read, or lies too deep.
     """
     with ExitStack() as stack:
-        fd, above = context_fd, ""
+        fd, above = stack.enter_context(_opened(".", context_fd, ".")), ""  # listing moves the place of a descriptor
         for name in [] if layer_path == "." else layer_path.split("/"):
             path = f"{above}/{name}" if above else name
             with naming(path):

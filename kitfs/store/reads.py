@@ -168,6 +168,16 @@ class StoreReads:
             found = [(Digest.from_raw(key), record) for key, record in txn.iter(schema.BLOBS, BlobRecord)]
         return iter(found)
 
+    def iter_layers(self) -> Iterator[tuple[Digest, LayerRecord]]:
+        """All layers, by digest.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        with self.index.read() as txn:
+            found = [(Digest.from_raw(key), record) for key, record in txn.iter(schema.LAYERS, LayerRecord)]
+        return iter(found)
+
     def find_layer(self, digest: Digest) -> LayerRecord | None:
         """The layer's record, or None.
 

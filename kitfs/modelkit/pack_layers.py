@@ -1,0 +1,177 @@
+"""Writes the layers of one pack, several at once; those that the store has already are found and not written.
+
+Used by pack. On disk when ``pack_layers`` returns: every layer under its digest, held by the lease, not yet in the
+index. A layer in work has a few MiB in memory: pieces on their way to be hashed, compressed and written. One failure
+ends the others at their next piece; nothing stays of what was not whole.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from kitfs.layer.compress import compress
+from kitfs.layer.index_blob import get_layer_index
+from kitfs.layer.indexer import LayerIndex
+from kitfs.modelkit.layerwriter import iter_file, iter_tar, write_layer
+from kitfs.modelkit.pack_options import LayerPlan
+from kitfs.modelkit.pack_source import PackSource
+from kitfs.modelkit.stored_layers import find_candidates, find_same
+from kitfs.oci import go_json
+from kitfs.oci.manifest import ANNOTATION_FILE_METADATA, ANNOTATION_FILEPATH, ANNOTATION_SUBTYPE
+from kitfs.oci.mediatype import Compression, LayerFormat
+from kitfs.progress import Progress, Step
+from kitfs.store.lease import Lease
+from kitfs.store.split_ingest import is_worth_splitting
+from kitfs.store.store import Store
+
+LAYERS_MAX = 4
+"""Layers in work at once; each hashes on three threads."""
+
+_AHEAD = 2
+"""Pieces under way for each thread that compresses, so that none waits for the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayer:
+    """A layer that is in the store.
+
+    Attributes:
+        plan: What it was to be.
+        index: What is in it.
+        annotations: Of its descriptor.
+        is_new: Whether it was written.
+    """
+
+    plan: LayerPlan
+    index: LayerIndex
+    annotations: dict[str, str]
+    is_new: bool
+
+
+class _Stopped(Exception):
+    """Another layer failed."""
+
+
+def pack_layers(
+    store: Store, lease: Lease, source: PackSource, plans: Sequence[LayerPlan], progress: Progress
+) -> list[PackedLayer]:
+    """Bring all layers into the store; in the order of the plans.
+
+    Raises:
+        FileChanged, PathUnreadable, PathsUnpackable: when the directory does not give a layer.
+        MemberUnwritable, LayerMalformed: when a layer is beyond what we read back.
+        StoreWriteFailed, LeaseEnded and the store's other errors: when it can not be stored.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        compressing = stack.enter_context(ThreadPoolExecutor(cores, "kitfs-compress"))
+        run = _Packing(store, lease, source, progress, compressing, _AHEAD * cores)
+        writing = stack.enter_context(ThreadPoolExecutor(min(cores, LAYERS_MAX), "kitfs-pack"))
+        stack.callback(run.stop)
+        futures = [writing.submit(run.pack, plan) for plan in plans]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        run.stop_if(any(future.done() and future.exception() for future in futures))
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        for error in errors:
+            if not isinstance(error, _Stopped):
+                raise error
+        return [future.result() for future in futures]
+
+
+class _Packing:
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        source: PackSource,
+        progress: Progress,
+        compressing: ThreadPoolExecutor,
+        ahead: int,
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._source = source
+        self._progress = progress
+        self._compressing = compressing
+        self._ahead = ahead
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End all layers at their next piece."""
+        self._stopping.set()
+
+    def stop_if(self, has_failed: bool) -> None:
+        """End the others when one failed."""
+        if has_failed:
+            self.stop()
+
+    def pack(self, plan: LayerPlan) -> PackedLayer:
+        """Find or write one layer."""
+        if self._stopping.is_set():
+            raise _Stopped
+        return self._find(plan) or self._write(plan)
+
+    def _find(self, plan: LayerPlan) -> PackedLayer | None:
+        layer_format, compression = plan.type.format, plan.type.compression
+        count = 1 if layer_format is LayerFormat.RAW else plan.entry_count
+        candidates = find_candidates(self._store, layer_format, compression, count, plan.size)
+        if not candidates:
+            return None
+        step = self._progress.begin(f"{plan.name}, as stored", plan.size)
+        with self._open(plan, step) as (pieces, annotations):
+            digest = find_same(self._store, self._lease, candidates, pieces)
+        if digest is None:
+            return None
+        step.finish()
+        return PackedLayer(plan, get_layer_index(self._store, digest), annotations, is_new=False)
+
+    def _write(self, plan: LayerPlan) -> PackedLayer:
+        layer_format, compression = plan.type.format, plan.type.compression
+        is_plain_tar = (layer_format, compression) == (LayerFormat.TAR, Compression.NONE)
+        splits = is_plain_tar and is_worth_splitting(plan.entry_count, plan.size, plan.size)
+        step = self._progress.begin(plan.name, plan.size)
+        with self._open(plan, step) as (pieces, annotations):
+            index = write_layer(self._store, self._lease, pieces, layer_format, compression, splits=splits)
+        step.finish()
+        return PackedLayer(plan, index, annotations, is_new=True)
+
+    @contextmanager
+    def _open(self, plan: LayerPlan, step: Step) -> Iterator[tuple[Iterator[bytes], dict[str, str]]]:
+        """The published bytes of a layer, and its annotations."""
+
+        def advance(size: int) -> None:
+            if self._stopping.is_set():
+                raise _Stopped
+            step.advance(size)
+
+        annotations = {ANNOTATION_FILEPATH: plan.path}
+        if plan.artifact.subtype:
+            annotations[ANNOTATION_SUBTYPE] = plan.artifact.subtype
+        with ExitStack() as stack:
+            if plan.type.format is LayerFormat.RAW:
+                fd, status = stack.enter_context(self._source.open_file(plan.path))
+                annotations[ANNOTATION_FILE_METADATA] = _file_metadata(plan.path, status)
+                pieces = iter_file(fd, status, plan.path, advance)
+            else:
+                pieces = iter_tar(self._source.iter_entries(plan.path), advance)
+            yield compress(pieces, plan.compression, self._compressing, self._ahead), annotations
+
+
+def _file_metadata(path: str, status: os.stat_result) -> str:
+    """What model-spec records of a raw layer's file; the time is the epoch, so that equal files pack equally."""
+    metadata = {
+        "name": path.rpartition("/")[2],
+        "mode": stat.S_IMODE(status.st_mode) & 0o777,
+        "uid": 0,
+        "gid": 0,
+        "size": status.st_size,
+        "mtime": "1970-01-01T00:00:00Z",
+        "typeflag": 0,
+    }
+    return go_json.encode(metadata).decode()

@@ -1,0 +1,96 @@
+"""Config and manifest of what was packed, as a ModelKit (kitops.md 2.1, form b) or as a ModelPack (form c).
+
+Used by pack. Pure: bytes out; storing them is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from kitfs import __version__
+from kitfs.digest import Digest
+from kitfs.oci import go_json
+from kitfs.oci.kitfile import Kitfile, encode_kitfile_json, replace_digests
+from kitfs.oci.manifest import (
+    ANNOTATION_AUTHORS,
+    ANNOTATION_CLI_VERSION,
+    ANNOTATION_CREATED,
+    ANNOTATION_KITFILE,
+    Descriptor,
+    encode_manifest,
+)
+from kitfs.oci.mediatype import ARTIFACT_KITOPS, ARTIFACT_MODELPACK, CONFIG_KITOPS, CONFIG_MODELPACK
+
+
+class ManifestForm:
+    """Which of the two is written, with the Kitfile that names its layers' digests.
+
+    Attributes:
+        config_type: Media type of the config.
+    """
+
+    def __init__(
+        self, kitfile: Kitfile, digests: Sequence[tuple[Digest, Digest]], created_s: float, *, model_pack: bool
+    ) -> None:
+        """Begin.
+
+        Args:
+            kitfile: As it was read.
+            digests: Digest and diff_id of each layer, in the order of the manifest.
+            created_s: Seconds since the epoch.
+            model_pack: Whether it is a ModelPack.
+
+        Raises:
+            JsonUnsupported: when the Kitfile's parameters hold what JSON can not.
+        """
+        self._kitfile = kitfile
+        self._diff_ids = [diff_id for _, diff_id in digests]
+        self._created = f"{datetime.fromtimestamp(int(created_s), UTC):%Y-%m-%dT%H:%M:%SZ}"
+        self._model_pack = model_pack
+        self._raw_kitfile = encode_kitfile_json(replace_digests(kitfile, digests))
+        self.config_type = CONFIG_MODELPACK if model_pack else CONFIG_KITOPS
+
+    def encode_config(self) -> bytes:
+        """The config blob: the Kitfile, or what a ModelPack has instead."""
+        return self._encode_model_config() if self._model_pack else self._raw_kitfile
+
+    def encode_manifest(self, config: Descriptor, layers: Sequence[Descriptor]) -> bytes:
+        """The manifest, with who wrote it and when."""
+        annotations = {
+            ANNOTATION_CLI_VERSION: f"kitfs {__version__}",
+            ANNOTATION_CREATED: self._created,
+        }
+        if self._kitfile.package.authors:
+            annotations[ANNOTATION_AUTHORS] = ", ".join(self._kitfile.package.authors)
+        if self._model_pack:
+            annotations[ANNOTATION_KITFILE] = self._raw_kitfile.decode()
+        artifact_type = ARTIFACT_MODELPACK if self._model_pack else ARTIFACT_KITOPS
+        return encode_manifest(config, layers, annotations, artifact_type=artifact_type)
+
+    def _encode_model_config(self) -> bytes:
+        """model-spec's ``Model``, filled in as kit does; keys in the order of its structs, empty ones left out."""
+        package, model = self._kitfile.package, self._kitfile.model
+        descriptor = {
+            "createdAt": self._created,
+            "authors": list(package.authors),
+            "name": package.name,
+            "version": package.version,
+            "licenses": sorted(set(_iter_licenses(self._kitfile))),
+            "title": package.name,
+            "description": package.description,
+        }
+        value = {
+            "descriptor": {key: item for key, item in descriptor.items() if item},
+            "modelfs": {"type": "layers", "diffIds": [str(digest) for digest in self._diff_ids]},
+            "config": {"format": model.format} if model is not None and model.format else {},
+        }
+        return go_json.encode(value)
+
+
+def _iter_licenses(kitfile: Kitfile) -> Iterable[str]:
+    licenses = [kitfile.package.license]
+    if kitfile.model is not None:
+        licenses += [kitfile.model.license, *(part.license for part in kitfile.model.parts)]
+    licenses += [dataset.license for dataset in kitfile.datasets] + [code.license for code in kitfile.code]
+    return filter(None, licenses)

@@ -1,0 +1,138 @@
+"""The directory that is packed: which of its files belong into a layer, and what a person should know about them.
+
+Used by pack. Nothing is followed through a symbolic link, nothing is changed. Several threads may walk it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kitfs.archive.tar_toc import MemberKind
+from kitfs.errors import UsageError
+from kitfs.modelkit import walk
+from kitfs.modelkit.ignore import IGNORE_NAME, IGNORE_SIZE_MAX, IgnoreRules, parse_ignore
+
+
+class PackUnusable(UsageError):
+    """A request to pack that makes no sense: no directory, a tag that is a digest, a form that a layer can not have."""
+
+
+class PackSource:
+    """A directory with what ``.kitignore`` and the Kitfile say of it; get it from ``open_source``."""
+
+    def __init__(self, fd: int, rules: IgnoreRules, model_link: str, warn: Callable[[str], None]) -> None:
+        self._fd = fd
+        self._rules = rules
+        self._model_link = model_link
+        self._warn = warn
+        self._skipped: set[str] = set()
+        self._lock = threading.Lock()
+
+    def iter_entries(self, path: str) -> Iterator[walk.Entry]:
+        """The files and directories of the layer at a cleaned path, in order; see ``walk.iter_entries``.
+
+        Raises:
+            PathUnreadable: while iterating.
+        """
+        return walk.iter_entries(self._fd, path, self._rules.layer(path), self._note_skipped)
+
+    @contextmanager
+    def open_file(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
+        """The one file of a layer, with its status.
+
+        Raises:
+            PathsUnpackable: when the path is no file, or is left out.
+            PathUnreadable: when it can not be read.
+        """
+        entries = self.iter_entries(path)  # an entry is good while its walk is
+        for entry in entries:
+            if entry.path == path and entry.kind is MemberKind.FILE:
+                with entry.open() as opened:
+                    yield opened
+                    return
+        raise walk.PathsUnpackable([f"{path} is no file any more"])
+
+    def measure(self, path: str, what: str) -> tuple[int, int]:
+        """Bytes of all files of a layer, and its files and directories; warns of what would surprise.
+
+        Raises:
+            PathUnreadable: when the directory can not be read.
+        """
+        size = file_count = entry_count = 0
+        for entry in self.iter_entries(path):
+            entry_count += 1
+            if entry.kind is MemberKind.FILE:
+                size += entry.status.st_size
+                file_count += 1
+            if ".." in entry.path:
+                self._warn(f"{entry.path} holds '..' in its name; kit leaves such files out and does not unpack them")
+        if not file_count:
+            self._warn(f"no files in the {what} layer with path {path}")
+        return size, entry_count
+
+    def find_raw_problem(self, path: str) -> str | None:
+        """Why a layer can not be the bytes of one file, or None when it can."""
+        if any(entry.path == path and entry.kind is MemberKind.FILE for entry in self.iter_entries(path)):
+            return None
+        return f"{path} is no file, or is left out by {IGNORE_NAME}; a raw layer is the bytes of one file"
+
+    def _note_skipped(self, path: str, mode: int) -> None:
+        """Warn once of a symbolic link or device; the link that a mount shows at ``model`` is our own."""
+        with self._lock:
+            if path in self._skipped:
+                return
+            self._skipped.add(path)
+        if stat.S_ISLNK(mode) and path == "model" and self._model_link:
+            with walk.naming(path):
+                if os.readlink("model", dir_fd=self._fd) == self._model_link:
+                    return
+        what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a directory"
+        self._warn(f"{path} is {what} and is not packed")
+
+
+@contextmanager
+def open_source(
+    context: Path, entry_paths: Iterable[str], layer_paths: Iterable[str], model_link: str, warn: Callable[[str], None]
+) -> Iterator[PackSource]:
+    """A directory for the time of the block.
+
+    Args:
+        context: The directory.
+        entry_paths: Cleaned paths that belong to some layer, of parents too; the most specific one has a file.
+        layer_paths: Cleaned paths of the layers.
+        model_link: Where a link at ``model`` leads that is not worth a warning.
+        warn: Told what a person should know.
+
+    Raises:
+        PackUnusable: when it is no directory.
+        PathsUnpackable: when layers can not be made of their paths, with all of them.
+        IgnoreMalformed, PathUnreadable: when ``.kitignore`` can not be used.
+    """
+    try:
+        fd = os.open(context, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise PackUnusable(f"{context} can not be packed: {error.strerror}") from error
+    try:
+        problems = sorted({problem for path in layer_paths if (problem := walk.find_problem(fd, path))})
+        if problems:
+            raise walk.PathsUnpackable(problems)
+        rules = IgnoreRules(parse_ignore(_read_ignore(fd)), list(entry_paths))
+        yield PackSource(fd, rules, model_link, warn)
+    finally:
+        os.close(fd)
+
+
+def _read_ignore(context_fd: int) -> bytes:
+    try:
+        fd = os.open(IGNORE_NAME, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=context_fd)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise walk.PathUnreadable(IGNORE_NAME, error.strerror or type(error).__name__) from error
+    with walk.naming(IGNORE_NAME), open(fd, "rb") as file:
+        return file.read(IGNORE_SIZE_MAX + 1)
