@@ -140,19 +140,34 @@ class _Verify:
                 self._add(name, "layer", layer.digest)
             else:
                 verdict = self._add_layer(name, str(kind.kind), layer.digest, kind.format, kind.compression)
-                self._look_at_index(name, layer, verdict)
+                self._look_at_index(name, manifest.digest, layer, verdict)
 
-    def _look_at_index(self, name: str, layer: Descriptor, verdict: BlobVerdict) -> None:
-        """The image index that a layer's descriptor names: whether it is that of the layer, and is there."""
-        if ANNOTATION_INDEX not in layer.annotations or verdict.image_index is None:
+    def _look_at_index(self, name: str, manifest: Digest, layer: Descriptor, verdict: BlobVerdict) -> None:
+        """The image index that a layer's descriptor names: whether it is that of the layer, and is right."""
+        if ANNOTATION_INDEX not in layer.annotations:
             return
-        if find_index_digest(layer) == verdict.image_index:
-            bound = self._add(name, "index", verdict.image_index)
-            bound.damages[:] = [Damage(damage.reason, REPAIR_DATA) for damage in bound.damages]
-            return
-        named = layer.annotations[ANNOTATION_INDEX][:100]
-        reason = f"its descriptor names another image index than it has, {named!r}; reads here are right all the same"
-        verdict.damages.append(Damage(reason, PACK_AGAIN))
+        named = find_index_digest(layer)
+        if verdict.image_index is None:  # the layer is damaged, and can not tell
+            if named is not None and named in self._recorded_indexes(manifest):
+                self._add_index(name, named)
+        elif named == verdict.image_index:
+            self._add_index(name, verdict.image_index)
+        else:
+            text = layer.annotations[ANNOTATION_INDEX][:100]
+            reason = (
+                f"its descriptor names another image index than it has, {text!r}; reads here are right all the same"
+            )
+            verdict.damages.append(Damage(reason, PACK_AGAIN))
+
+    def _recorded_indexes(self, manifest: Digest) -> list[Digest]:
+        with contextlib.suppress(KitfsError):
+            record = self._store.find_manifest(manifest)
+            return record.indexes if record is not None else []
+        return []
+
+    def _add_index(self, name: str, digest: Digest) -> None:
+        bound = self._add(name, "index", digest)
+        bound.damages[:] = [Damage(damage.reason, REPAIR_DATA) for damage in bound.damages]
 
     def _look_at_recorded(self, digest: Digest, name: str) -> None:
         """Without its manifest: what the index has of it."""
@@ -170,6 +185,8 @@ class _Verify:
                 self._add(name, "layer", layer)
             else:
                 self._add_layer(name, "layer", layer, LayerFormat(known.format), Compression(known.compression))
+        for index in record.indexes:
+            self._add_index(name, index)
 
     def _add(self, name: str, what: str, digest: Digest) -> BlobVerdict:
         verdict = verify_blob(self._store, digest, lambda _: None)

@@ -194,7 +194,7 @@ class MemoryChange:
             if digest not in blobs:
                 raise BlobNotFound(digest)
         for digest, manifest in self._manifests.items():
-            for needed in (digest, manifest.config, *manifest.layers):
+            for needed in (digest, manifest.config, *manifest.layers, *manifest.indexes):
                 if needed not in blobs:
                     raise ManifestIncomplete(digest, needed)
         for repository, tag in self._removed:
@@ -337,7 +337,7 @@ class MemoryStore:
             kept.add(digest)
             manifest = self.manifests.get(digest)
             if manifest is not None:
-                waiting += [manifest.config, *manifest.layers, *manifest.parents]
+                waiting += [manifest.config, *manifest.layers, *manifest.indexes, *manifest.parents]
             if digest in self.layers:
                 members |= {Digest.from_raw(member.digest) for member in self.layers[digest][1] if member.digest}
         for table in (self.files, self.blobs, self.manifests, self.layers):

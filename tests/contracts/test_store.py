@@ -275,6 +275,31 @@ def test_gc_keeps_what_a_tag_leads_to(subject):
         store.open_blob(Digest.of(b"loose"))
 
 
+def test_gc_keeps_the_image_indexes_of_a_manifest(subject):
+    """A blob that a manifest's record names as an image index must be there, and stays and goes with the manifest."""
+    store = subject.store
+    with store.lease("test") as lease:
+        change = store.change(lease)
+        kit = subject.add_kit(lease, change, "kit")
+        change.set_tag(REPOSITORY, "1", kit)
+        change.commit()
+        old, index = store.get_manifest(kit), subject.put(lease, b"image index")
+        change.add_manifest(kit, ManifestRecord(old.config, old.layers, [], [index]))
+        with pytest.raises(ManifestIncomplete):
+            change.commit()
+        change.add_blob(index, 11)
+        change.add_manifest(kit, ManifestRecord(old.config, old.layers, [], [index]))
+        change.commit()
+    subject.gc()
+    assert store.read_blob(store.get_manifest(kit).indexes[0]) == b"image index"
+    with store.lease("test") as lease:
+        change = store.change(lease)
+        change.remove_tag(REPOSITORY, "1")
+        change.commit()
+    subject.gc()
+    assert store.find_blob(index) is None
+
+
 def test_gc_keeps_what_a_lease_holds(subject):
     """A held digest stays until its lease ends, with what it leads to."""
     store = subject.store

@@ -112,32 +112,36 @@ def test_it_depends_on_the_bytes_alone(data):
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
+    ("copies", "leads", "expected"),
     [
-        ("noise", "6bc9771ebac289a6cfc71e09f459cbf41a446220876a205696763ce971bd8ce8"),
-        ("text", "5a646d1fa589e490f6ab2e59a930b680df22d77fd7fff5a299685b8035f00657"),
-        ("zstd", "81dc3b6a9ef5fecc23e21577bf0a8f5c612ae40583757b57be1fbdfb53c67326"),
+        (0, 0, "eb72cc7a34b605013d898f95af4851923f591fb50ab60ca7dd8f86d245ce426b"),
+        (4, 0, "5e68d96aedc05e806b2eca72bd4a03d1cb04f5b03eb14b10f1b14387b6f8b622"),
+        (60, 2, "c901c1b4a5080094e9b0c6c1725bb95d4748489e7668eb1fb7a2f8aaf1a72dec"),
     ],
 )
-def test_its_digest_is_known(kind, expected):
+def test_its_digest_is_known(copies, leads, expected):
     """Today's code gives the digests that were given out before: another is another version of the format."""
-    plain = hashlib.shake_128(kind.encode()).digest(1_400_000)
-    if kind == "text":
-        plain = plain[:700_000].hex().encode()
-    if kind == "zstd":
-        # Frames of raw blocks, so that no version of an encoder matters.
-        body = b"".join(
-            struct.pack("<I", (min(100_000, 700_000 - at) << 3) | (at >= 600_000))[:3] + plain[at : at + 100_000]
-            for at in range(0, 700_000, 100_000)
-        )
-        frame = struct.pack("<IBI", 0xFD2FB528, 0xA0, 700_000) + body
-        found = index_of(frame * 3, ZSTD)
-    else:
-        found = encoders.index(_store_and_copy(plain))
+    found = encoders.index(_store_and_copy(hashlib.shake_128(b"gold").digest(1_400_000), copies))
+    spans = encoders.map_of(found)
+    assert [spans.window_place(span) is not None for span in range(3)] == [False, copies == 4, copies == 4]
+    assert sum(spans.lead(span)[0] > 0 for span in range(3)) == leads
     assert hashlib.sha256(encode_image_index(found)).hexdigest() == expected
 
 
-def _store_and_copy(plain: bytes) -> bytes:
+def test_its_digest_is_known_of_zstd():
+    """The same of a zstd layer, in frames of raw blocks so that no version of an encoder matters."""
+    plain = hashlib.shake_128(b"gold").digest(700_000)
+    starts = range(0, 700_000, 100_000)
+    headers = [struct.pack("<I", 100_000 << 3 | (start == 600_000))[:3] for start in starts]
+    body = b"".join(header + plain[start : start + 100_000] for header, start in zip(headers, starts, strict=True))
+    found = index_of((struct.pack("<IBI", 0xFD2FB528, 0xA0, 700_000) + body) * 3, ZSTD)
+    assert (
+        hashlib.sha256(encode_image_index(found)).hexdigest()
+        == "1ea12e4a392246aad703f62e406ab33895d823bfd742537b50d5c971018b6db7"
+    )
+
+
+def _store_and_copy(plain: bytes, copies: int) -> bytes:
     """A gzip stream of this file's own making: fixed blocks of literals, each of which copies from the one before."""
     bits = count = 0
     out = bytearray(b"\x1f\x8b\x08\0\0\0\0\0\0\xff")
@@ -157,16 +161,16 @@ def _store_and_copy(plain: bytes) -> bytes:
     decoded = bytearray()
     for start in range(0, len(plain), 20_000):
         put(0b010, 3)
+        if start:  # length 10 (code 264), distance 8193 and more (code 26, 12 bits): into the block before
+            for copy in range(copies):
+                put_code(264 - 256, 7)
+                put_code(26, 5)
+                put(copy * 60, 12)
+                for _ in range(10):
+                    decoded.append(decoded[-(8193 + copy * 60)])
         for number in plain[start : start + 20_000]:
             put_code(0x30 + number, 8) if number < 144 else put_code(0x190 + number - 144, 9)
             decoded.append(number)
-        if start:  # length 10 (code 264), distance 8193 and more (code 26, 12 bits): into the block before
-            for extra in range(0, 4000, 1000):
-                put_code(264 - 256, 7)
-                put_code(26, 5)
-                put(extra, 12)
-                for _ in range(10):
-                    decoded.append(decoded[-(8193 + extra)])
         put_code(0, 7)
     put(0b011, 3)
     put_code(0, 7)
@@ -308,7 +312,7 @@ def test_a_large_one_is_not_looked_at(monkeypatch):
         parse_image_index(raw)
 
 
-@given(st.lists(st.tuples(st.integers(0, 12), st.binary(max_size=9)), max_size=12))
+@given(st.lists(st.tuples(st.integers(0, 12) | st.integers(50, 200), st.binary(max_size=9)), max_size=12))
 def test_any_window_comes_back(parts):
     """Windows of zeros and bytes in any order are read back, and their runs are no more than the bytes need."""
     window = b"".join(bytes(zeros) + data for zeros, data in parts)

@@ -80,6 +80,7 @@ def test_sound_kit_is_right_and_every_part_is_looked_at(store, look, reference):
     needed = set()
     for kit in resolve(store, parse_reference(reference)).kits:
         needed |= {kit.manifest.digest, kit.manifest.config.digest, *(layer.digest for layer in kit.layers)}
+        needed |= set(store.get_manifest(kit.manifest.digest).indexes)
     looked_at = {part.verdict.digest for part in report.parts}
     shown = {part.what for part in report.parts if part.kit != reference}
     assert looked_at <= needed
