@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
 from kitfs.digest import Digest, Digester, DigestMismatch
-from kitfs.layer.crew import Crew
+from kitfs.layer.crew import THREADS, Crew, Task
 from kitfs.layer.decode import DecodeLimits
 from kitfs.layer.decoders import open_decoder
 from kitfs.layer.descriptor import Descriptor
@@ -29,14 +30,17 @@ from kitfs.layer.errors import LayerCorrupt, LayerMalformed
 from kitfs.layer.lazy_layer import LazyLayer
 from kitfs.layer.pipeline import Pipeline
 from kitfs.layer.policy import MATERIALISED_SIZE_MIN
-from kitfs.layer.reader import LayerReader, MemberReader
+from kitfs.layer.reader import LayerReader
 from kitfs.oci.mediatype import Compression
 from kitfs.store.errors import MemberNotFound, RecordCorrupt
 from kitfs.store.records import KIND_FILE, TocMember
 from kitfs.store.store import Store
 
-PIECE_SIZE = 1 << 20
+PIECE_SIZE = 256 << 10
 """Bytes that a thread reads and writes at once: they stay in its core's cache between the two."""
+
+STRETCH_SIZE = 16 << 20
+"""Bytes of one file that a thread writes before it looks what is next."""
 
 _COPIED_SIZE = 64 << 20  # by one task: an interrupt waits for it
 _BATCH_COUNT = 64
@@ -212,40 +216,64 @@ class _Job:
 
 
 class _Pieces(_Job):
-    """From a plain layer: large members by ranges, small ones several at a time."""
+    """From a plain layer: large members by stretches, small ones several at a time.
+
+    Writes to one file wait for each other in the kernel, so threads are given stretches of several.
+    """
 
     def run(self) -> None:
+        large: deque[Iterator[Task]] = deque()
         batch: list[tuple[int, TocMember]] = []
         size = 0
         for index, member in self.iter_files():
-            if member.size > PIECE_SIZE:
-                self._read_large(index, member)
+            if member.size > STRETCH_SIZE:
+                large.append(self._iter_stretches(index, member))
+                if len(large) == THREADS:
+                    self._submit_one_each(large)
                 continue
             batch.append((index, member))
             size += member.size
-            if size >= PIECE_SIZE or len(batch) == _BATCH_COUNT:
+            if size >= STRETCH_SIZE or len(batch) == _BATCH_COUNT:
                 self.submit(partial(self._read_batch, batch))
                 batch, size = [], 0
         if batch:
             self.submit(partial(self._read_batch, batch))
+        while large:
+            self._submit_one_each(large)
+
+    def _submit_one_each(self, large: deque[Iterator[Task]]) -> None:
+        """Submit one stretch of each until one of them is through."""
+        while True:
+            for _ in range(len(large)):
+                task = next(large[0], None)
+                if task is None:
+                    large.popleft()
+                    return
+                self.submit(task)
+                large.rotate(-1)
+
+    def _iter_stretches(self, index: int, member: TocMember) -> Iterator[Task]:
+        begun = self.begin(index, member)
+        if begun is None:
+            return
+        read = self._open(index)
+        for start in range(0, member.size, STRETCH_SIZE):
+            yield partial(_read_stretch, begun, read, start, min(start + STRETCH_SIZE, member.size))
 
     def _read_batch(self, batch: list[tuple[int, TocMember]]) -> None:
         for index, member in batch:
             begun = self.begin(index, member)
             if begun is not None:
-                begun.write(self._reader.open_member(index).read(0, member.size), 0)
+                _read_stretch(begun, self._open(index), 0, member.size)
 
-    def _read_large(self, index: int, member: TocMember) -> None:
-        begun = self.begin(index, member)
-        if begun is None:
-            return
-        source = self._reader.open_member(index)
-        for start in range(0, member.size, PIECE_SIZE):
-            self.submit(partial(_read_piece, begun, source, start, min(start + PIECE_SIZE, member.size)))
+    def _open(self, index: int) -> Callable[[int, int], bytes | memoryview]:
+        spans = self._reader.open_spans(index)
+        return self._reader.open_member(index).read if spans is None else spans.read_once
 
 
-def _read_piece(begun: _Begun, source: MemberReader, start: int, stop: int) -> None:
-    begun.write(source.read(start, stop), start)
+def _read_stretch(begun: _Begun, read: Callable[[int, int], bytes | memoryview], start: int, stop: int) -> None:
+    for at in range(start, stop, PIECE_SIZE):
+        begun.write(read(at, min(at + PIECE_SIZE, stop)), at)
 
 
 class _Spans(_Job):
