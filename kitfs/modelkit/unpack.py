@@ -12,19 +12,19 @@ the process but not a power cut; the store still has them then.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
-from kitfs.layer.crew import Crew
+from kitfs.layer.crew import Crew, run_apart
 from kitfs.layer.deliver import Delivery
 from kitfs.layer.policy import Materialise
 from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.filters import EVERYTHING, Filter, for_parents, wants_any, wants_kitfile
 from kitfs.modelkit.nodes import Tree, TreeConflict
-from kitfs.modelkit.resolve import Kit, KitLayer, resolve
+from kitfs.modelkit.resolve import Kit, KitLayer, ResolvedTree, resolve
 from kitfs.modelkit.tree import KITFILE, add_layer
 from kitfs.modelkit.unpack_errors import PathExists, UnpackFailed
 from kitfs.modelkit.unpack_target import NewFile, Target
@@ -128,28 +128,40 @@ def unpack(
         overwrite, ignore_existing = options.overwrite, options.ignore_existing
         with Target(directory, overwrite=overwrite, ignore_existing=ignore_existing) as target:
             run = _Run(store, target, report, say, warn)
-            run.unpack(list(_plan(resolved.kits, options.filters)))
+            wanted = _plan(resolved, options.filters)
+            run_apart("kitfs-unpack", lambda crew: run.unpack(crew, wanted))
     return report
-
-
-def _plan(kits: Sequence[Kit], filters: tuple[Filter, ...]) -> Iterator[_Wanted]:
-    """What is wanted of each ModelKit, the farthest parent first."""
-    wanted = []
-    restricted: tuple[Filter, ...] | None = filters
-    for kit in kits:
-        if restricted is None:
-            break
-        layers = [layer for layer in kit.layers if wants_any(restricted, layer.artifacts)]
-        wanted.append(_Wanted(kit, layers, wants_kitfile(restricted)))
-        restricted = for_parents(restricted)
-    return reversed(wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
+    """What is wanted of one ModelKit.
+
+    Attributes:
+        kit: The ModelKit.
+        name: As who refers to it does.
+        layers: In order.
+        has_kitfile: Whether its Kitfile is wanted.
+    """
+
     kit: Kit
+    name: str
     layers: list[KitLayer]
     has_kitfile: bool
+
+
+def _plan(resolved: ResolvedTree, filters: tuple[Filter, ...]) -> list[_Wanted]:
+    """What is wanted of each ModelKit, the farthest parent first."""
+    wanted: list[_Wanted] = []
+    restricted: tuple[Filter, ...] | None = filters
+    name = resolved.reference
+    for kit in resolved.kits:
+        if restricted is None:
+            break
+        layers = [layer for layer in kit.layers if wants_any(restricted, layer.artifacts)]
+        wanted.append(_Wanted(kit, name, layers, wants_kitfile(restricted)))
+        restricted, name = for_parents(restricted), kit.parent or ""
+    return wanted[::-1]
 
 
 class _Run:
@@ -162,24 +174,24 @@ class _Run:
         self._say = say
         self._warn = warn
 
-    def unpack(self, wanted: Sequence[_Wanted]) -> None:
+    def unpack(self, crew: Crew, wanted: Sequence[_Wanted]) -> None:
+        """Unpack in order; all is in place when this returns."""
         is_in_order = self._is_overlapping([layer for one in wanted for layer in one.layers])
-        with Crew("kitfs-unpack") as crew:
-            delivery = Delivery(self._store, crew)
-            crew.on_end(delivery.close)
-            for number, one in enumerate(wanted):
-                for descriptor in one.kit.unknown_layers:
-                    self._warn(f"skipping layer {descriptor.digest} of unknown type {descriptor.media_type}")
-                if one.has_kitfile and one.kit.kitfile is not None:
-                    self._write_kitfile(encode_kitfile_yaml(one.kit.kitfile))
-                for layer in one.layers:
-                    self._say(_describe(layer))
-                    self._deliver(delivery, layer)
-                    if is_in_order:
-                        crew.drain()
-                if number + 1 < len(wanted):
-                    self._say(f"Unpacked referenced modelkit {one.kit.manifest.digest}")
-            crew.drain()
+        delivery = Delivery(self._store, crew)
+        crew.on_end(delivery.close)
+        for one in wanted:
+            if one.kit is not wanted[-1].kit:
+                self._say(f"Unpacking referenced modelkit {one.name}")
+            for descriptor in one.kit.unknown_layers:
+                self._warn(f"layer {descriptor.digest} has the unknown type {descriptor.media_type}; skipping it")
+            if one.has_kitfile and one.kit.kitfile is not None:
+                self._write_kitfile(encode_kitfile_yaml(one.kit.kitfile))
+            for layer in one.layers:
+                self._say(_describe(layer))
+                self._deliver(delivery, layer)
+                if is_in_order:
+                    crew.drain()
+        crew.drain()
         self._target.finish()
 
     def _is_overlapping(self, layers: Sequence[KitLayer]) -> bool:
