@@ -225,8 +225,8 @@ def read_umask() -> int:
 
 def _split(path: bytes) -> tuple[bytes, bytes]:
     above, _, name = path.rpartition(b"/")
-    if name in (b"", b".", b".."):
-        raise UnpackFailed(path, "it is no path of a file")
+    if name in (b"", b".", b"..") or path.startswith(b"/"):
+        raise UnpackFailed(path, "it is no path below the directory")
     return above, name
 
 
