@@ -61,8 +61,7 @@ def test_no_filters_want_everything():
     ],
 )
 def test_filter_wants_types_and_names(texts, paths):
-    """A type wants its entries (a model its parts too, code no prompts), a name or exact path restricts them; several
-    filters add up."""
+    """A type wants its entries, a model's parts too, prompts not as code; names restrict them; several add up."""
     assert wanted(*texts) == paths
 
 

@@ -145,7 +145,7 @@ def test_existing_file_is_passed_over(place):
 
 
 def test_overwriting_replaces_links_and_leaves_other_names_alone(place, outside):
-    """A symlink is replaced and not followed; the other name of a hard link keeps its bytes; the mode is the layer's."""
+    """A symlink is replaced and not followed; a hard link's other name keeps its bytes; the mode is the layer's."""
     place.mkdir()
     (place / "soft").symlink_to(outside / "victim")
     os.link(outside / "victim", place / "hard")
