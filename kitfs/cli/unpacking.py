@@ -9,6 +9,7 @@ import click
 
 from kitfs.cli.mounts import refresh_from_kit
 from kitfs.cli.output import print_json, print_result, warn
+from kitfs.cli.progress import show_progress
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import UsageError
 
@@ -79,7 +80,8 @@ def unpack(
         if has_kit_storage:
             refresh_from_kit(settings, store, references[0])
         say(f"Unpacking to {target}")
-        report = unpacking.unpack(store, references[0], target, options, say=say, warn=warn)
+        with show_progress(settings.progress) as progress:
+            report = unpacking.unpack(store, references[0], target, options, progress=progress, say=say, warn=warn)
     if settings.json:
         print_json({
             "digest": str(report.manifests[0]),

@@ -6,6 +6,7 @@ is begun, and whoever submits or drains gets its error. Tasks take no locks of t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -17,6 +18,10 @@ Task = Callable[[], None]
 
 THREADS = max(2, os.cpu_count() or 1)
 _AHEAD = 2  # tasks a thread that wait: the submitter reads the index meanwhile
+
+
+class Cancelled(Exception):
+    """Nobody waits for the result any more."""
 
 
 class Crew:
@@ -50,6 +55,10 @@ class Crew:
         """
         self._tasks.join()
         self.check()
+
+    def cancel(self) -> None:
+        """Begin no more tasks; whoever submits or drains is told. Any thread may call it."""
+        self._error = self._error or Cancelled()
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Call something when no thread works any more."""
@@ -91,3 +100,36 @@ class Crew:
             thread.join()
         for callback in self._at_end:
             callback()
+
+
+def run_apart(name: str, work: Callable[[Crew], None]) -> None:
+    """Run something with a crew, in a thread of its own, and wait for it.
+
+    An interrupt is raised in the thread that waits. So it never cuts off what works between two steps that belong
+    together; the tasks at hand end, the others are dropped, and then it goes on here.
+
+    Raises:
+        BaseException: what the work, or a task that it submitted, raised; or what ended the waiting.
+    """
+    errors: list[BaseException] = []
+    crew = Crew(name)
+
+    def run() -> None:
+        try:
+            with crew:
+                work(crew)
+        except BaseException as error:  # noqa: BLE001  # the caller gets it
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+        thread.join()
+    except BaseException:
+        crew.cancel()
+        while thread.is_alive():
+            with contextlib.suppress(KeyboardInterrupt):
+                thread.join()
+        raise
+    if errors:
+        raise errors[0]

@@ -18,7 +18,8 @@ _SCRATCH_SIZE = 1 << 20
 class _Scratch(threading.local):
     """Bytes that a thread reads to decode: fresh memory each time would cost a page fault for each 4 KiB."""
 
-    memory = mmap.mmap(-1, _BLOCK_SIZE)
+    def __init__(self) -> None:  # each thread calls it: what the class has is one for all
+        self.memory = mmap.mmap(-1, _BLOCK_SIZE)
 
 
 _scratch = _Scratch()

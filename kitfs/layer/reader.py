@@ -38,7 +38,7 @@ from kitfs.layer.spans import first_spans
 from kitfs.layer.split_member import SplitMember, is_split
 from kitfs.oci.mediatype import Compression
 from kitfs.store.errors import BlobIsSplit, BlobNotFound, LayerNotIndexed
-from kitfs.store.records import KIND_FILE
+from kitfs.store.records import KIND_FILE, TocMember
 from kitfs.store.store import Store
 
 State = Literal["lazy", "partial", "native"]
@@ -172,16 +172,10 @@ class LayerReader:
         if member.kind != KIND_FILE:
             raise NotAFile(self.layer, index)
         if self._source is not None:
-            first = self._first_spans[index] * CHECKSUM_SIZE
-            stop = self._first_spans[index + 1] * CHECKSUM_SIZE
-            checksums = memoryview(self._checksums)[first:stop]
-            if not self._is_split:
-                self._open_blob(self._source)
-            if self._is_split:
-                return SplitMember(self._store, self.layer, member, index, checksums)
-            is_whole_blob = self.record.format == "raw"
-            spans = SpanReader(self._source, member, index, checksums, is_whole_blob=is_whole_blob)
-            return spans if is_whole_blob else PlainMember(self._store, self, member, spans, self.materialise)
+            spans = self._open_plain(self._source, member, index)
+            if isinstance(spans, SplitMember) or self.record.format == "raw":
+                return spans
+            return PlainMember(self._store, self, member, spans, self.materialise)
         if self._lazy is not None:
             return LazyMember(self._store, self._lazy, member, index, self.materialise)
         assert self._materialiser is not None
@@ -189,6 +183,26 @@ class LayerReader:
         if self.materialise is Materialise.ALWAYS and file.state == "lazy" and member.digest is not None:
             self._materialiser.begin(Digest.from_raw(member.digest))
         return file
+
+    def open_spans(self, index: int) -> SpanReader | None:
+        """Open a file of a plain layer to read it from the layer's blob alone; None where it does not lie in one.
+
+        Raises:
+            BlobNotFound: when the layer is gone.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        spans = None if self._source is None else self._open_plain(self._source, self.toc[index], index)
+        return spans if isinstance(spans, SpanReader) else None
+
+    def _open_plain(self, source: BlobSource, member: TocMember, index: int) -> SpanReader | SplitMember:
+        first = self._first_spans[index] * CHECKSUM_SIZE
+        stop = self._first_spans[index + 1] * CHECKSUM_SIZE
+        checksums = memoryview(self._checksums)[first:stop]
+        if not self._is_split:
+            self._open_blob(source)
+        if self._is_split:
+            return SplitMember(self._store, self.layer, member, index, checksums)
+        return SpanReader(source, member, index, checksums, is_whole_blob=self.record.format == "raw")
 
     def warm(self) -> None:
         """Start the threads that decode, where the layer needs them: the first reader need not wait for that."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -136,6 +137,19 @@ class SpanReader:
             OSError: when the disk fails.
             ValueError: when the range is not within the file.
         """
+        return self._read(start, stop, Descriptor.read)
+
+    def read_once(self, start: int, stop: int) -> memoryview | bytes:
+        """As `read`, of bytes that are not wanted again, in memory that this thread's next call overwrites.
+
+        Raises:
+            LayerCorrupt, BlobNotFound, OSError, ValueError: as `read`.
+        """
+        return self._read(start, stop, Descriptor.read_once)
+
+    def _read(
+        self, start: int, stop: int, read: Callable[[Descriptor, int, int], bytes | memoryview]
+    ) -> bytes | memoryview:
         first, last = self._spans(start, stop)
         if first == last:
             return b""
@@ -144,7 +158,7 @@ class SpanReader:
         descriptor: Descriptor | None = self._source.open()
         error: LayerCorrupt | None = None
         while descriptor is not None:
-            view = memoryview(descriptor.read(self._offset + base, size))
+            view = memoryview(read(descriptor, self._offset + base, size))
             error = self._find_mismatch(view, first, size)
             if error is None:
                 return view[start - base : stop - base]

@@ -12,24 +12,26 @@ the process but not a power cut; the store still has them then.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
-from kitfs.layer.crew import Crew
-from kitfs.layer.deliver import Delivery
+from kitfs.layer.crew import Crew, run_apart
+from kitfs.layer.deliver import Deliverer
 from kitfs.layer.policy import Materialise
 from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.filters import EVERYTHING, Filter, for_parents, wants_any, wants_kitfile
 from kitfs.modelkit.nodes import Tree, TreeConflict
-from kitfs.modelkit.resolve import Kit, KitLayer, resolve
+from kitfs.modelkit.resolve import Kit, KitLayer, ResolvedTree, resolve
 from kitfs.modelkit.tree import KITFILE, add_layer
 from kitfs.modelkit.unpack_errors import PathExists, UnpackFailed
-from kitfs.modelkit.unpack_target import NewFile, Target
+from kitfs.modelkit.unpack_file import NewFile
+from kitfs.modelkit.unpack_target import Target
 from kitfs.oci.kitfile_regenerate import encode_kitfile_yaml
 from kitfs.oci.mediatype import LayerKind
+from kitfs.progress import NoProgress, Progress, Step
 from kitfs.store.records import KIND_DIRECTORY, TocMember
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from kitfs.store.store import Store
 
 KITFILE_MODE = 0o644
+
+_TOLD_SIZE = 4 << 20
 
 Say = Callable[[str], None]
 
@@ -98,6 +102,7 @@ def unpack(
     directory: Path,
     options: UnpackOptions = UnpackOptions(),
     *,
+    progress: Progress | None = None,
     say: Say = lambda text: None,
     warn: Say = lambda text: None,
 ) -> UnpackReport:
@@ -111,6 +116,7 @@ def unpack(
         reference: Which.
         directory: Where it goes; made when it is not there.
         options: What and how.
+        progress: Told of each layer.
         say: Told in kit's words what is being done.
         warn: Told of layers that are passed over.
 
@@ -127,59 +133,73 @@ def unpack(
             lease.hold(digest)
         overwrite, ignore_existing = options.overwrite, options.ignore_existing
         with Target(directory, overwrite=overwrite, ignore_existing=ignore_existing) as target:
-            run = _Run(store, target, report, say, warn)
-            run.unpack(list(_plan(resolved.kits, options.filters)))
+            run = _Run(store, target, report, progress or NoProgress(), say, warn)
+            wanted = _plan(resolved, options.filters)
+            run_apart("kitfs-unpack", lambda crew: run.unpack(crew, wanted))
     return report
-
-
-def _plan(kits: Sequence[Kit], filters: tuple[Filter, ...]) -> Iterator[_Wanted]:
-    """What is wanted of each ModelKit, the farthest parent first."""
-    wanted = []
-    restricted: tuple[Filter, ...] | None = filters
-    for kit in kits:
-        if restricted is None:
-            break
-        layers = [layer for layer in kit.layers if wants_any(restricted, layer.artifacts)]
-        wanted.append(_Wanted(kit, layers, wants_kitfile(restricted)))
-        restricted = for_parents(restricted)
-    return reversed(wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
+    """What is wanted of one ModelKit.
+
+    Attributes:
+        kit: The ModelKit.
+        name: As who refers to it does.
+        layers: In order.
+        has_kitfile: Whether its Kitfile is wanted.
+    """
+
     kit: Kit
+    name: str
     layers: list[KitLayer]
     has_kitfile: bool
+
+
+def _plan(resolved: ResolvedTree, filters: tuple[Filter, ...]) -> list[_Wanted]:
+    """What is wanted of each ModelKit, the farthest parent first."""
+    wanted: list[_Wanted] = []
+    restricted: tuple[Filter, ...] | None = filters
+    name = resolved.reference
+    for kit in resolved.kits:
+        if restricted is None:
+            break
+        layers = [layer for layer in kit.layers if wants_any(restricted, layer.artifacts)]
+        wanted.append(_Wanted(kit, name, layers, wants_kitfile(restricted)))
+        restricted, name = for_parents(restricted), kit.parent or ""
+    return wanted[::-1]
 
 
 class _Run:
     """One unpacking."""
 
-    def __init__(self, store: Store, target: Target, report: UnpackReport, say: Say, warn: Say) -> None:
+    def __init__(
+        self, store: Store, target: Target, report: UnpackReport, progress: Progress, say: Say, warn: Say
+    ) -> None:
         self._store = store
+        self._progress = progress
         self._target = target
         self._report = report
         self._say = say
         self._warn = warn
 
-    def unpack(self, wanted: Sequence[_Wanted]) -> None:
+    def unpack(self, crew: Crew, wanted: Sequence[_Wanted]) -> None:
+        """Unpack in order; all is in place when this returns."""
         is_in_order = self._is_overlapping([layer for one in wanted for layer in one.layers])
-        with Crew("kitfs-unpack") as crew:
-            delivery = Delivery(self._store, crew)
-            crew.on_end(delivery.close)
-            for number, one in enumerate(wanted):
-                for descriptor in one.kit.unknown_layers:
-                    self._warn(f"skipping layer {descriptor.digest} of unknown type {descriptor.media_type}")
-                if one.has_kitfile and one.kit.kitfile is not None:
-                    self._write_kitfile(encode_kitfile_yaml(one.kit.kitfile))
-                for layer in one.layers:
-                    self._say(_describe(layer))
-                    self._deliver(delivery, layer)
-                    if is_in_order:
-                        crew.drain()
-                if number + 1 < len(wanted):
-                    self._say(f"Unpacked referenced modelkit {one.kit.manifest.digest}")
-            crew.drain()
+        deliverer = Deliverer(self._store, crew)
+        for one in wanted:
+            if one.kit is not wanted[-1].kit:
+                self._say(f"Unpacking referenced modelkit {one.name}")
+            for descriptor in one.kit.unknown_layers:
+                self._warn(f"layer {descriptor.digest} has the unknown type {descriptor.media_type}; skipping it")
+            if one.has_kitfile and one.kit.kitfile is not None:
+                self._write_kitfile(encode_kitfile_yaml(one.kit.kitfile))
+            for layer in one.layers:
+                self._say(_describe(layer))
+                self._deliver(deliverer, layer)
+                if is_in_order:
+                    crew.drain()
+        crew.drain()
         self._target.finish()
 
     def _is_overlapping(self, layers: Sequence[KitLayer]) -> bool:
@@ -206,11 +226,14 @@ class _Run:
             file.place()
             self._report.note(len(raw))
 
-    def _deliver(self, delivery: Delivery, layer: KitLayer) -> None:
+    def _deliver(self, deliverer: Deliverer, layer: KitLayer) -> None:
         with LayerReader(self._store, layer.digest, materialise=Materialise.NEVER) as reader:
+            size = 0
             for member in reader.toc:
                 if member.kind == KIND_DIRECTORY:
                     self._target.make_directory(_path(layer, member), member.mode)
+                else:
+                    size += member.size
 
             def create(_index: int, member: TocMember) -> NewFile | None:
                 mode = member.mode if layer.raw_path is None else layer.raw_mode
@@ -218,7 +241,34 @@ class _Run:
                 self._report.note(None if file is None else member.size)
                 return file
 
-            delivery.deliver(reader, create, lambda size: None)
+            step = self._progress.begin(f"{layer.type.kind} {layer.artifacts[0].path}", size)
+            deliverer.deliver(reader, create, _Tally(step, size).advance)
+
+
+class _Tally:
+    """The bytes of a layer that are done, told in large portions: each takes a lock and a moment to draw."""
+
+    def __init__(self, step: Step, size: int) -> None:
+        self._step = step
+        self._left = size
+        self._untold = 0
+        self._lock = threading.Lock()
+        if not size:
+            step.finish()
+
+    def advance(self, size: int) -> None:
+        """So many bytes more are done; ends the step with the last."""
+        with self._lock:
+            self._left -= size
+            self._untold += size
+            if self._untold < _TOLD_SIZE and self._left:
+                return
+            told, self._untold = self._untold, 0
+            is_last = not self._left
+        if told:
+            self._step.advance(told)
+            if is_last:
+                self._step.finish()
 
 
 def _path(layer: KitLayer, member: TocMember) -> bytes:

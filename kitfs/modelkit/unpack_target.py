@@ -10,8 +10,6 @@ is replaced, never written to. Nothing is fsynced. Used by ``unpack``. Methods m
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import os
 import secrets
@@ -24,7 +22,9 @@ from types import TracebackType
 from typing import Self
 
 from kitfs.errors import KitfsError
+from kitfs.modelkit.beneath import Directory, open_directory
 from kitfs.modelkit.unpack_errors import PathExists, PathIsLink, PathNotDirectory, UnpackFailed, failure
+from kitfs.modelkit.unpack_file import NewFile
 
 IMPLIED_MODE = 0o755
 """Of directories that no layer has an entry for (kit's ``MkdirAll``)."""
@@ -33,187 +33,6 @@ _DIRECTORIES_MAX = 128
 _ATTEMPTS = 8  # against somebody who keeps removing what is made
 _MODE = 0o7777
 _OWNER = 0o700
-
-_OPENAT2 = 437  # the same number on every architecture (Linux 5.6)
-_RESOLVE = 0x02 | 0x04 | 0x08  # NO_MAGICLINKS, NO_SYMLINKS, BENEATH: linux/openat2.h
-_RENAME_NOREPLACE = 1
-_DIRECTORY_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PIECE_SIZE = 1 << 20
-_NOT_COPIED = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY})
-_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.E2BIG, errno.EOPNOTSUPP})
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
-
-
-_how = _OpenHow(_DIRECTORY_FLAGS, 0, _RESOLVE)
-
-
-def open_beneath(root: int, path: bytes) -> int | None:
-    """A descriptor of a directory below another, no link followed; None where the kernel can not do that.
-
-    Raises:
-        OSError: ELOOP for a link on the way, ENOTDIR, ENOENT, and what else the system says.
-    """
-    for _ in range(_ATTEMPTS):
-        fd = _libc.syscall(
-            ctypes.c_long(_OPENAT2), ctypes.c_int(root), ctypes.c_char_p(path), ctypes.byref(_how),
-            ctypes.c_size_t(ctypes.sizeof(_how)),
-        )  # fmt: skip
-        if fd >= 0:
-            return int(fd)
-        code = ctypes.get_errno()
-        if code not in (errno.EAGAIN, errno.EINTR):
-            break
-    if code in _UNSUPPORTED:
-        return None
-    raise OSError(code, os.strerror(code))
-
-
-def walk_beneath(root: int, path: bytes) -> int:
-    """As ``open_beneath``, name by name.
-
-    Raises:
-        OSError: ENOTDIR for a link or a file on the way, and what else the system says.
-    """
-    fd = os.open(b".", _DIRECTORY_FLAGS, dir_fd=root)
-    for name in path.split(b"/"):
-        try:
-            if name in (b"", b".", b".."):
-                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-            inner = os.open(name, _DIRECTORY_FLAGS, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = inner
-    return fd
-
-
-class Directory:
-    """An open directory, closed when the last one lets go of it.
-
-    Attributes:
-        fd: Its descriptor.
-    """
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-
-class NewFile:
-    """A file that is being written; one of ``place`` and ``discard`` ends it, by one thread.
-
-    Attributes:
-        path: Relative to the target.
-        fd: For writing.
-    """
-
-    __slots__ = ("_directory", "_name", "_temporary", "_will_replace", "fd", "is_open", "path")
-
-    def __init__(
-        self, path: bytes, directory: Directory, name: bytes, temporary: bytes, mode: int, will_replace: bool
-    ) -> None:
-        self.path = path
-        self.fd = os.open(temporary, _FILE_FLAGS, mode, dir_fd=directory.fd)
-        self.is_open = True
-        self._directory = directory
-        self._name = name
-        self._temporary = temporary
-        self._will_replace = will_replace
-
-    def write(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of some bytes; any thread, any order.
-
-        Raises:
-            UnpackFailed: when the disk is full or fails.
-        """
-        try:
-            done = os.pwrite(self.fd, data, offset)
-            while done < len(data):
-                done += os.pwrite(self.fd, memoryview(data)[done:], offset + done)
-        except OSError as error:
-            raise failure(self.path, error) from error
-
-    def copy(self, fd: int, start: int, stop: int) -> int:
-        """Copy a range of another file to the same place, by the kernel where it can; how many bytes there were.
-
-        Raises:
-            UnpackFailed: when the disk is full or fails.
-        """
-        at = start
-        try:
-            while at < stop and (done := os.copy_file_range(fd, self.fd, stop - at, at, at)):
-                at += done
-        except OSError as error:
-            if error.errno not in _NOT_COPIED:
-                raise failure(self.path, error) from error
-            while at < stop and (data := os.pread(fd, min(stop - at, _PIECE_SIZE), at)):
-                self.write(data, at)
-                at += len(data)
-        return at - start
-
-    def place(self) -> None:
-        """Give it its name.
-
-        In place when this returns: the whole file, in the page cache.
-
-        Raises:
-            PathExists: when something has the name and is not to be replaced.
-            UnpackFailed: when it can not be renamed.
-        """
-        try:
-            self._close()
-            fd = self._directory.fd
-            if self._will_replace:
-                os.rename(self._temporary, self._name, src_dir_fd=fd, dst_dir_fd=fd)
-            else:
-                _rename_new(fd, self._temporary, self._name)
-        except OSError as error:
-            self._remove()
-            if error.errno == errno.EEXIST:
-                raise PathExists(self.path) from error
-            raise failure(self.path, error) from error
-
-    def discard(self) -> None:
-        """Remove it; raises nothing, harmless when it has ended."""
-        if self.is_open:
-            with contextlib.suppress(OSError):
-                self._close()
-            self._remove()
-
-    def _close(self) -> None:
-        self.is_open = False
-        os.close(self.fd)
-
-    def _remove(self) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._temporary, dir_fd=self._directory.fd)
-
-
-def _rename_new(fd: int, source: bytes, name: bytes) -> None:
-    """Rename in a directory unless the new name is taken.
-
-    Raises:
-        OSError: EEXIST when it is.
-    """
-    rename = getattr(_libc, "renameat2", None)
-    if rename is not None:
-        if rename(fd, source, fd, name, _RENAME_NOREPLACE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in _UNSUPPORTED:
-            raise OSError(code, os.strerror(code))
-    os.link(source, name, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
-    os.unlink(source, dir_fd=fd)
 
 
 class Target:
@@ -324,18 +143,17 @@ class Target:
             if found is not None:
                 self._opened.move_to_end(path)
                 return found
-        directory = Directory(self._open_anew(path))
+        directory = self._open_anew(path)
         with self._lock:
             self._opened[path] = directory
             if len(self._opened) > _DIRECTORIES_MAX:
                 self._opened.popitem(last=False)
         return directory
 
-    def _open_anew(self, path: bytes) -> int:
+    def _open_anew(self, path: bytes) -> Directory:
         for _ in range(_ATTEMPTS):
             try:
-                fd = open_beneath(self._root.fd, path)
-                return walk_beneath(self._root.fd, path) if fd is None else fd
+                return open_directory(self._root.fd, path)
             except FileNotFoundError as error:
                 missing = error
             except OSError as error:
@@ -407,8 +225,8 @@ def read_umask() -> int:
 
 def _split(path: bytes) -> tuple[bytes, bytes]:
     above, _, name = path.rpartition(b"/")
-    if name in (b"", b".", b".."):
-        raise UnpackFailed(path, "it is no path of a file")
+    if name in (b"", b".", b"..") or path.startswith(b"/"):
+        raise UnpackFailed(path, "it is no path below the directory")
     return above, name
 
 
