@@ -61,7 +61,8 @@ SELECTED = {
     ".model.digest": "sha256:5e38e80ddcaa48a108f7a60f836ed82f52b1ab7876f0d0517b31f2a1583c1167\n",
     "model.format": '""\n',
     "prompts": "[]\n",
-    "dataSets": "- name: train\n  path: ./data/train.jsonl\n  description: made sentences\n- name: eval\n  path: ./eval\n",
+    "dataSets": "- name: train\n  path: ./data/train.jsonl\n  description: made sentences\n"
+    "- name: eval\n  path: ./eval\n",
 }
 SELECTED_ONLY_HERE = {
     ".model.parts[0].path": "./adapters/lora.safetensors\n",
