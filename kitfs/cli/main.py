@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import Any, NoReturn
@@ -10,16 +9,20 @@ from typing import Any, NoReturn
 import click
 
 from kitfs import errors
+from kitfs.cli.group import COMPLETE_VARIABLE, VerbGroup
 from kitfs.cli.settings import Settings, global_options
 
 VERBS = {
+    "completion": "kitfs.cli.about:completion",
     "daemon": "kitfs.cli.mounts:daemon",
     "diff": "kitfs.cli.comparing:diff",
     "export": "kitfs.cli.exporting:export",
     "fsck": "kitfs.cli.storage:fsck",
     "gc": "kitfs.cli.storage:gc",
     "import": "kitfs.cli.transfers:import_",
-    "list": "kitfs.cli.tags:list_",
+    "info": "kitfs.cli.inspecting:info",
+    "inspect": "kitfs.cli.inspecting:inspect",
+    "list": "kitfs.cli.listing:list_",
     "mount": "kitfs.cli.mounts:mount",
     "pack": "kitfs.cli.packing:pack",
     "prefetch": "kitfs.cli.prefetching:prefetch",
@@ -29,7 +32,7 @@ VERBS = {
     "umount": "kitfs.cli.mounts:umount",
     "unpack": "kitfs.cli.unpacking:unpack",
     "verify": "kitfs.cli.verifying:verify",
-    "version": "kitfs.cli.main:version",
+    "version": "kitfs.cli.about:version",
 }
 
 EXIT_CODES: list[tuple[type[BaseException], int]] = [
@@ -43,48 +46,23 @@ EXIT_CODES: list[tuple[type[BaseException], int]] = [
 """First match decides; every other failure is 1, an interrupt 130."""
 
 
-class LazyGroup(click.Group):
-    """A group that imports a verb's file when the verb is asked for, so that start-up stays short."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All verbs, in order of the alphabet."""
-        return sorted(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb's command, or None when there is no such verb."""
-        target = VERBS.get(cmd_name)
-        if target is None:
-            return None
-        module, _, attribute = target.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-
 def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    from kitfs import __version__
+
     if value:
-        click.echo(version_line())
+        click.echo(f"kitfs {__version__}")
         context.exit()
 
 
-def version_line() -> str:
-    """``kitfs <version>``."""
-    from kitfs import __version__
-
-    return f"kitfs {__version__}"
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=VerbGroup, targets=VERBS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
               help="Print the version.")  # fmt: skip
 @global_options
 def cli() -> None:
-    """Mount ModelKits: plain read-only files, verified, stored once."""
+    """Mount ModelKits: plain read-only files, verified, stored once.
 
-
-@click.command("version")
-def version() -> None:
-    """Print the version."""
-    click.echo(version_line())
+    kitfs VERB --help says more about a verb.
+    """
 
 
 def exit_code(error: BaseException) -> int:
@@ -105,6 +83,10 @@ def _report(error: BaseException, settings: Settings) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code. Nothing is raised."""
     settings = Settings()
+    if COMPLETE_VARIABLE in os.environ:
+        from kitfs.cli.completing import register
+
+        register()
     try:
         result: Any = cli.main(args=arguments, prog_name="kitfs", standalone_mode=False, obj=settings)
     except click.ClickException as error:

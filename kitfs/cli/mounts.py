@@ -52,7 +52,7 @@ class OptionUnknown(UsageError):
     hint = f"options: {_OPTIONS}"
 
 
-@verb("mount")
+@verb("mount", short_help="Mount a ModelKit on an empty directory.")
 @click.argument("words", nargs=-1, metavar="[REFERENCE] DIRECTORY")
 @click.option("--all", "everything", is_flag=True, help="Show the whole store as /repository/tag/….")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS",
@@ -202,7 +202,7 @@ def _unmounted_on_failure(mounted: KitfsMount) -> Iterator[None]:
         raise
 
 
-@verb("umount")
+@verb("umount", short_help="Unmount a ModelKit.")
 @click.argument("what", required=False, metavar="DIRECTORY|REFERENCE")
 @click.option("--all", "everything", is_flag=True, help="Unmount everything that this store's daemon serves.")
 @click.option("--lazy", is_flag=True, help="Detach at once; files that are open stay readable.")
@@ -265,7 +265,7 @@ def _unmount(daemon: Client | None, states: list[MountState], mounted: KitfsMoun
             daemon.wait_ended(state.session)
 
 
-@verb("ps")
+@verb("ps", short_help="List mounts with their state.")
 def ps(settings: Settings) -> None:
     """List mounts: reference, directory, worker, uptime, bytes read, state."""
     from kitfs import client

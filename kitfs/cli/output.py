@@ -47,7 +47,14 @@ def print_json(value: Any) -> None:
     """A result as indented JSON (msgspec types are understood)."""
     import msgspec
 
-    print_result(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print_json_text(msgspec.json.encode(value))
+
+
+def print_json_text(raw: bytes) -> None:
+    """JSON that is written already, indented by two; its numbers and escapes stay as they are."""
+    import msgspec
+
+    print_result(msgspec.json.format(raw, indent=2).decode())
 
 
 def encode_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

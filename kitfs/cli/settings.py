@@ -19,6 +19,10 @@ from click.core import ParameterSource
 if TYPE_CHECKING:
     from kitfs.store.store import Store
 
+    TextChoice = click.Choice[str]
+else:
+    TextChoice = click.Choice  # no subscript before click 8.2
+
 SYSTEM_HOME = Path("/var/lib/kitfs")
 
 
@@ -80,10 +84,20 @@ class Settings:
         return Store.open(self.home, create=create)
 
 
+class _Form(TextChoice):
+    """The forms of a result; kit's Go templates are answered with what there is instead."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """One of the choices."""
+        if isinstance(value, str) and "{{" in value:
+            self.fail("Go templates are not supported; --format json has all that they could name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--home",), {"type": click.Path(path_type=Path), "help": "The store's folder (default: $KITFS_HOME)."}),
     (("--socket",), {"type": click.Path(path_type=Path), "help": "The daemon's socket.", "envvar": "KITFS_SOCKET"}),
-    (("--format",), {"type": click.Choice(["table", "json"]), "help": "Form of the result."}),
+    (("--format",), {"type": _Form(["table", "json"]), "help": "Form of the result."}),
     (("-q", "--quiet"), {"is_flag": True, "default": None, "help": "Print ids only."}),
     (("-v", "--verbose"), {"is_flag": True, "default": None, "help": "Say more (as --log-level info)."}),
     (("--log-level",), {"type": click.Choice(["error", "warn", "info", "debug"]), "envvar": "KITFS_LOG_LEVEL",

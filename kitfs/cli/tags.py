@@ -1,37 +1,23 @@
-"""``kitfs list``, ``tag`` and ``remove``: names of ModelKits in the store, in kit's words and forms."""
+"""``kitfs tag`` and ``remove``: names of ModelKits in the store, in kit's words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.output import format_size, print_json, print_result, print_table, warn
+from kitfs.cli.output import print_json, print_result
+from kitfs.cli.references import get_digest
 from kitfs.cli.settings import Settings, verb
-from kitfs.errors import KitfsError, NotFoundError, UsageError
+from kitfs.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from kitfs.digest import Digest
     from kitfs.oci.reference import Reference
     from kitfs.store.store import Store
-
-NONE = "<none>"
-"""What kit prints where there is no name, tag or author."""
-
-HEADERS = ("REPOSITORY", "TAG", "MAINTAINER", "NAME", "SIZE", "DIGEST")
-
-
-class ReferenceNotFound(NotFoundError):
-    """A reference that the store does not hold."""
-
-    hint = "kitfs list shows what is there"
-
-    def __init__(self, reference: Reference) -> None:
-        super().__init__(f"model {reference.display} not found")
-        self.reference = reference
 
 
 class NotTagged(UsageError):
@@ -45,125 +31,45 @@ class NotTagged(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
-class ListedKit:
-    """One ModelKit in one repository: a line of the list for each tag. Fields are kit's JSON, in its order."""
+class Removed:
+    """One line of what ``remove`` did.
 
-    repo: str
-    digest: str
-    tags: list[str]
-    modelName: str  # noqa: N815 - kit's JSON key
-    size: str
-    author: str
-
-    def rows(self) -> Iterable[tuple[str, ...]]:
-        """The table's lines."""
-        for tag in self.tags or [NONE]:
-            yield (self.repo, tag, self.author, self.modelName, self.size, self.digest)
-
-
-@verb("list", short_help="List ModelKits in the store.")
-@click.argument("repository", required=False)
-def list_(settings: Settings, repository: str | None) -> None:
-    """List ModelKits: all, or those of REPOSITORY, which may name a tag or digest."""
-    kits: list[ListedKit] = []
-    wanted = _parse(repository, default_tag=None) if repository else None
-    if settings.home.exists():
-        with settings.open_store(create=False) as store:
-            kits = list_kits(store, wanted)
-    if settings.json:
-        print_json(kits)
-    elif settings.quiet:
-        for digest in dict.fromkeys(kit.digest for kit in kits):
-            print_result(digest)
-    else:
-        print_table(HEADERS, [row for kit in kits for row in kit.rows()])
-
-
-def list_kits(store: Store, wanted: Reference | None = None) -> list[ListedKit]:
-    """What is in the store, in kit's order: by repository, then ModelKitID, then tag; unnamed ones as kit's ``_``.
-
-    A ModelKit whose manifest or config can not be read is listed without what they say, with a warning.
-
-    Raises:
-        IntegrityError: when the index can not be read.
+    Attributes:
+        text: In kit's words.
+        reference: The name that went; for a ModelKit that went with its last name, itself.
     """
-    from kitfs.oci.reference import UNNAMED_REPOSITORY
 
-    groups: dict[tuple[str, Digest], list[str]] = {}
-    tagged: set[Digest] = set()
-    for repository, tag, record in store.iter_tags():
-        tagged.add(record.manifest)
-        if wanted is None or _is_wanted(wanted, repository, tag, record.manifest):
-            groups.setdefault((repository, record.manifest), []).append(tag)
-    for digest, _ in store.iter_manifests():
-        if digest not in tagged and (wanted is None or _is_wanted(wanted, UNNAMED_REPOSITORY, None, digest)):
-            groups[UNNAMED_REPOSITORY, digest] = []
-    return [_describe(store, *key, sorted(tags)) for key, tags in sorted(groups.items())]
-
-
-def _is_wanted(wanted: Reference, repository: str, tag: str | None, manifest: Digest) -> bool:
-    from kitfs.oci.reference import UNNAMED_REPOSITORY
-
-    if wanted.digest is not None:
-        return wanted.digest == manifest and wanted.repository in (repository, UNNAMED_REPOSITORY)
-    return wanted.repository == repository and wanted.tag in (None, tag)
-
-
-def _describe(store: Store, repository: str, digest: Digest, tags: list[str]) -> ListedKit:
-    from kitfs.oci.manifest import parse_manifest
-    from kitfs.transfer.parents import read_kitfile
-
-    shown = repository.removeprefix("localhost/").removeprefix("_") or NONE
-    try:
-        manifest = parse_manifest(store.read_blob(digest))
-        kitfile = read_kitfile(manifest, store.read_blob(manifest.config.digest))
-    except KitfsError as error:
-        warn(f"{shown}@{digest} can not be read: {error}")
-        return ListedKit(shown, str(digest), tags, NONE, NONE, NONE)
-    package = kitfile.package if kitfile else None
-    return ListedKit(
-        repo=shown,
-        digest=str(digest),
-        tags=tags,
-        modelName=(package.name if package else "") or NONE,
-        size=format_size(sum(layer.size for layer in manifest.layers)),
-        author=package.authors[0] if package and package.authors else NONE,
-    )
+    text: str
+    reference: str
+    digest: str
 
 
 @verb("tag", short_help="Create a tag that refers to a ModelKit.")
 @click.argument("source")
 @click.argument("target")
 def tag(settings: Settings, source: str, target: str) -> None:
-    """Create or move the tag TARGET to refer to the ModelKit SOURCE."""
-    wanted, named = _parse(source), _parse(target)
+    r"""Create or move the tag TARGET to refer to the ModelKit SOURCE; without a tag of their own both mean latest.
+
+    \b
+    kitfs tag myllm:3.1.4 registry.example.com/acme/myllm:3.1
+    """
+    from kitfs.oci.reference import parse_reference
+
+    wanted, named = parse_reference(source), parse_reference(target)
     if named.tag is None:
         raise UsageError(f"{target} is not a tag")
     with settings.open_store(create=False) as store, store.lease("tag") as lease:
-        digest = _get(store, wanted)
+        digest = get_digest(store, wanted, failed="failed to tag modelkit")
         lease.hold(digest)
         change = store.change(lease)
         change.set_tag(named.repository, named.tag, digest, "here")
         change.commit()
-    if settings.quiet:
+    if settings.json:
+        print_json({"source": wanted.display, "target": named.display, "digest": str(digest)})
+    elif settings.quiet:
         print_result(str(digest))
     else:
         print_result(f"Modelkit {wanted.display} tagged as {named.display}")
-
-
-def _parse(text: str, *, default_tag: str | None = "latest") -> Reference:
-    from kitfs.oci.reference import parse_reference
-
-    return parse_reference(text, default_tag=default_tag)
-
-
-def _get(store: Store, reference: Reference) -> Digest:
-    from kitfs.transfer.parents import find_digest
-
-    digest = find_digest(store, reference)
-    if digest is None:
-        raise ReferenceNotFound(reference)
-    return digest
 
 
 @verb("remove", short_help="Remove ModelKits from the store.")
@@ -171,9 +77,15 @@ def _get(store: Store, reference: Reference) -> Digest:
 @click.option("-f", "--force", is_flag=True, help="Remove the ModelKit with all other tags that refer to it.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Remove all untagged ModelKits; with --force, all.")
 def remove(settings: Settings, reference: str | None, force: bool, everything: bool) -> None:
-    """Remove the tags of REFERENCE (name:tag, name:tag,tag…, or name@digest with all its tags).
+    r"""Remove the tags of REFERENCE (name:tag, name:tag,tag…, or name@digest with all its tags).
 
-    What no tag, mount or running command uses any more is taken off the disk by kitfs gc.
+    What no tag, mount or running command uses any more is taken off the disk by kitfs gc, and by --all. When one of
+    several tags is not there, none is removed.
+
+    \b
+    kitfs remove myllm:3.1.4
+    kitfs remove myllm:3.1.4,latest
+    kitfs remove --all
     """
     from kitfs.oci.reference import parse_references
 
@@ -183,26 +95,32 @@ def remove(settings: Settings, reference: str | None, force: bool, everything: b
         raise click.UsageError("modelkit should not be specified when --all flag is used")
     with settings.open_store(create=False) as store:
         if reference is None:
-            lines = _remove_all(store, force=force)
+            done = _remove_all(store, force=force)
         else:
-            lines = _remove_references(store, parse_references(reference), force=force)
-    for line in lines:
-        print_result(line)
+            done = _remove_references(store, parse_references(reference), force=force)
+    if settings.json:
+        print_json([{"reference": line.reference, "digest": line.digest} for line in done])
+    elif settings.quiet:
+        for digest in dict.fromkeys(line.digest for line in done):
+            print_result(digest)
+    else:
+        for line in done:
+            print_result(line.text)
 
 
-def _remove_references(store: Store, references: list[Reference], *, force: bool) -> list[str]:
+def _remove_references(store: Store, references: list[Reference], *, force: bool) -> list[Removed]:
     """Remove names in one change, so that none goes when one of them is not there."""
-    removed: dict[tuple[str, str], None] = {}
-    lines = []
+    names: dict[tuple[str, str], None] = {}
+    done = []
     for reference in references:
-        digest = _get(store, reference)
-        names = _names_of(store, reference, digest, force=force)
-        if not names:
+        digest = get_digest(store, reference, failed="failed to remove")
+        found = _names_of(store, reference, digest, force=force)
+        if not found:
             raise NotTagged(digest)
-        removed |= dict.fromkeys(names)
-        lines.append(f"Removed {reference.display} (digest {digest})")
-    _untag(store, list(removed))
-    return lines
+        names |= dict.fromkeys(found)
+        done.append(Removed(f"Removed {reference.display} (digest {digest})", reference.display, str(digest)))
+    _untag(store, list(names))
+    return done
 
 
 def _names_of(store: Store, reference: Reference, digest: Digest, *, force: bool) -> list[tuple[str, str]]:
@@ -215,15 +133,23 @@ def _names_of(store: Store, reference: Reference, digest: Digest, *, force: bool
     return [(repository, tag) for repository, tag, record in store.iter_tags(inside) if record.manifest == digest]
 
 
-def _remove_all(store: Store, *, force: bool) -> list[str]:
+def _remove_all(store: Store, *, force: bool) -> list[Removed]:
+    """Take away what has no tag and is in no use, with ``force`` all tags first; the lines are in kit's order."""
+    from kitfs.oci.reference import Reference
     from kitfs.store.gc import gc
 
-    lines = []
-    if force:
-        names = [(repository, tag) for repository, tag, _ in store.iter_tags()]
-        _untag(store, names)
-        lines = [f"Untagged {repository.removeprefix('localhost/')}:{tag}" for repository, tag in names]
-    return lines + [f"Removed {victim.name}" for victim in gc(store).victims if victim.kind == "ModelKit"]
+    tags = sorted((repository, record.manifest, tag) for repository, tag, record in store.iter_tags()) if force else []
+    _untag(store, [(repository, tag) for repository, _, tag in tags])
+    gone = {victim.name for victim in gc(store).victims if victim.kind == "ModelKit"}
+    done: dict[str, Removed] = {}
+    for (repository, digest), names in groupby(tags, key=itemgetter(0, 1)):
+        for reference in (Reference(repository, tag).display for _, _, tag in names):
+            done[reference] = Removed(f"Untagged {reference}", reference, str(digest))
+        if str(digest) in gone:
+            name = Reference(repository, None, digest).display
+            done[name] = Removed(f"Removed {name}", name, str(digest))
+    nameless = sorted(gone - {removed.digest for removed in done.values()})
+    return [*done.values(), *(Removed(f"Removed {digest}", digest, digest) for digest in nameless)]
 
 
 def _untag(store: Store, names: list[tuple[str, str]]) -> None:

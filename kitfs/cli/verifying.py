@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CODE_CORRUPT = 6
 
 
-@verb("verify", short_help="Hash all that a ModelKit needs, and prove that reads of it are right.")
+@verb("verify", short_help="Check all that a ModelKit needs, by its digests.")
 @click.argument("reference")
 def verify(settings: Settings, reference: str) -> None:
     """Hash all that REFERENCE needs: manifest, config, layers, members that are stored, and its parents' models.

@@ -7,7 +7,7 @@ imports a YAML library (50 ms), writing it compiles wide character classes (7 ms
 
 from __future__ import annotations
 
-from kitfs.oci.kitfile_json import encode_kitfile_json, parse_kitfile_json
+from kitfs.oci.kitfile_json import encode_kitfile_json, encode_node_json, parse_kitfile_json
 from kitfs.oci.kitfile_schema import (
     Artifact,
     Code,
@@ -42,6 +42,8 @@ __all__ = [
     "clean_path",
     "encode_kitfile_json",
     "encode_kitfile_yaml",
+    "encode_node_json",
+    "encode_node_yaml",
     "iter_artifacts",
     "iter_warnings",
     "parse_kitfile_json",
@@ -74,3 +76,10 @@ def encode_kitfile_yaml(kitfile: Kitfile) -> bytes:
     from kitfs.oci import kitfile_regenerate
 
     return kitfile_regenerate.encode_kitfile_yaml(kitfile)
+
+
+def encode_node_yaml(node: object) -> bytes:
+    """Write one node of a Kitfile, found by ``kitfile_select.select``, as ``kit info --filter`` does."""
+    from kitfs.oci import kitfile_regenerate
+
+    return kitfile_regenerate.encode_node_yaml(node)

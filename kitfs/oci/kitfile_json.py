@@ -44,6 +44,17 @@ def encode_kitfile_json(kitfile: Kitfile) -> bytes:
     return go_json.encode(_encode_struct(kitfile))
 
 
+def encode_node_json(node: object) -> bytes:
+    """Write one node of a Kitfile (``kitfile_select``) in the form that it has in a config blob.
+
+    Raises:
+        go_json.JsonUnsupported: when ``parameters`` holds NaN or an infinity.
+    """
+    if isinstance(node, tuple):
+        return go_json.encode([_encode_struct(item) if isinstance(item, msgspec.Struct) else item for item in node])
+    return go_json.encode(_encode_struct(node) if isinstance(node, msgspec.Struct) else go_json.sort_keys(node))
+
+
 def _encode_struct(value: msgspec.Struct) -> dict[str, object]:
     encoded: dict[str, object] = {}
     for field in fields_of(type(value)):

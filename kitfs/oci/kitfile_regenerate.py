@@ -13,6 +13,13 @@ def encode_kitfile_yaml(kitfile: Kitfile) -> bytes:
     return yaml_write.encode(_fields(kitfile))
 
 
+def encode_node_yaml(node: object) -> bytes:
+    """Write one node of a Kitfile (``kitfile_select``) as ``kit info --filter`` does: lists of texts in block style."""
+    if isinstance(node, tuple):
+        return yaml_write.encode([_fields(item) if isinstance(item, msgspec.Struct) else item for item in node])
+    return yaml_write.encode(_fields(node) if isinstance(node, msgspec.Struct) else node)
+
+
 def _fields(value: msgspec.Struct) -> yaml_write.Fields:
     encoded = yaml_write.Fields()
     for field in fields_of(type(value)):
