@@ -25,6 +25,7 @@ from kitfs.layer.index_blob import add_image_index
 from kitfs.layer.indexer import LayerIndex
 from kitfs.modelkit import walk
 from kitfs.modelkit.ignore import IGNORE_NAME, IGNORE_SIZE_MAX, IgnoreRules, iter_entry_paths, parse_ignore
+from kitfs.modelkit.kitfile_check import check_kitfile
 from kitfs.modelkit.layerwriter import write_raw_layer, write_tar_layer
 from kitfs.modelkit.parentage import Parents, find_parents
 from kitfs.oci import go_json
@@ -38,9 +39,7 @@ from kitfs.oci.kitfile import (
     encode_kitfile_json,
     iter_artifacts,
     iter_warnings,
-    parse_kitfile_yaml,
     replace_digests,
-    validate_kitfile,
 )
 from kitfs.oci.manifest import (
     ANNOTATION_AUTHORS,
@@ -136,14 +135,12 @@ def pack(
         StoreWriteFailed and the store's other errors: when it can not be stored. Nothing is visible then.
     """
     tell = warn or (lambda _text: None)
-    kitfile = parse_kitfile_yaml(read_kitfile(context, kitfile_path) if kitfile_raw is None else kitfile_raw)
-    validate_kitfile(kitfile)
+    kitfile = check_kitfile(read_kitfile(context, kitfile_path) if kitfile_raw is None else kitfile_raw, context)
     _check_request(references, created_s)
     for warning in iter_warnings(kitfile):
         tell(warning)
     parents = find_parents(store, kitfile, references)
     with _opened_context(context) as context_fd:
-        _check_paths(context_fd, kitfile)
         patterns = parse_ignore(_read_ignore(context_fd))
         rules = IgnoreRules(patterns, [*iter_entry_paths(kitfile), *parents.paths])
         with store.lease(f"pack {context}") as lease:
@@ -310,13 +307,6 @@ def _check_request(references: Sequence[Reference], created_s: int | None) -> No
             raise PackUnusable(f"{reference.display} is no name with a tag, and only a tag can be set")
     if created_s is not None and not 0 <= created_s <= CREATED_S_MAX:
         raise PackUnusable(f"creation time {created_s} is out of range")
-
-
-def _check_paths(context_fd: int, kitfile: Kitfile) -> None:
-    found = [walk.find_problem(context_fd, clean_path(artifact.path)) for artifact in iter_artifacts(kitfile)]
-    problems = sorted({problem for problem in found if problem})
-    if problems:
-        raise walk.PathsUnpackable(problems)
 
 
 def _read_ignore(context_fd: int) -> bytes:
