@@ -100,8 +100,14 @@ class LayerRules:
         self.prunes = not matcher.has_exclusions
 
     def leaves_out(self, path: str) -> bool:
-        """Whether a path (cleaned, relative to the packed directory) stays out of the layer."""
-        return self._matcher.matches(path) or self._is_foreign(path)
+        """Whether a path (cleaned, relative to the packed directory) stays out of the layer.
+
+        Patterns have no white space at their ends, so kit matches them with the path's cut off too: ``*.md`` takes
+        ``a.md `` along.
+        """
+        trimmed = trim(path)
+        matched = self._matcher.matches(path if trimmed == path else clean_path(trimmed))
+        return matched or self._is_foreign(path)
 
     def _is_foreign(self, path: str) -> bool:
         while path:

@@ -18,6 +18,7 @@ from kitfs.digest import Digest
 from kitfs.errors import NotFoundError
 from kitfs.layer.index_blob import add_image_index
 from kitfs.modelkit.ignore import iter_entry_paths
+from kitfs.modelkit.kitfile_check import check_kitfile
 from kitfs.modelkit.pack_layers import PackedLayer, pack_layers
 from kitfs.modelkit.pack_manifest import ManifestForm
 from kitfs.modelkit.pack_options import PackOptions, check_options, plan_layers
@@ -28,13 +29,10 @@ from kitfs.oci.kitfile import (
     KITFILE_SIZE_MAX,
     KitfileMalformed,
     clean_path,
-    iter_artifacts,
     iter_warnings,
-    parse_kitfile_yaml,
-    validate_kitfile,
 )
 from kitfs.oci.manifest import ANNOTATION_INDEX, MANIFEST_SIZE_MAX, Descriptor, find_index_digest
-from kitfs.oci.mediatype import OCI_MANIFEST, encode_layer_type
+from kitfs.oci.mediatype import OCI_MANIFEST, LayerFormat, encode_layer_type
 from kitfs.oci.reference import Reference
 from kitfs.progress import NoProgress, Progress
 from kitfs.store.change import Change
@@ -109,16 +107,15 @@ def pack(
         StoreWriteFailed and the store's other errors: when it can not be stored. Nothing is visible then.
     """
     tell = warn or (lambda _text: None)
-    kitfile = parse_kitfile_yaml(read_kitfile(context, kitfile_path) if kitfile_raw is None else kitfile_raw)
-    validate_kitfile(kitfile)
+    raw = read_kitfile(context, kitfile_path) if kitfile_raw is None else kitfile_raw
+    kitfile = check_kitfile(raw, context, raw_layers=options.layer_format is LayerFormat.RAW)
     _check_request(references, created_s)
     check_options(kitfile, options)
     for warning in iter_warnings(kitfile):
         tell(warning)
     parents = find_parents(store, kitfile, references)
     model_link = clean_path(kitfile.model.path) if kitfile.model is not None else ""
-    layer_paths = [clean_path(artifact.path) for artifact in iter_artifacts(kitfile)]
-    with open_source(context, [*iter_entry_paths(kitfile), *parents.paths], layer_paths, model_link, tell) as source:
+    with open_source(context, [*iter_entry_paths(kitfile), *parents.paths], model_link, tell) as source:
         plans = plan_layers(source, kitfile, options)
         with store.lease(f"pack {context}") as lease:
             layers = pack_layers(store, lease, source, plans, progress or NoProgress())

@@ -97,20 +97,18 @@ class PackSource:
 
 @contextmanager
 def open_source(
-    context: Path, entry_paths: Iterable[str], layer_paths: Iterable[str], model_link: str, warn: Callable[[str], None]
+    context: Path, entry_paths: Iterable[str], model_link: str, warn: Callable[[str], None]
 ) -> Iterator[PackSource]:
     """A directory for the time of the block.
 
     Args:
         context: The directory.
         entry_paths: Cleaned paths that belong to some layer, of parents too; the most specific one has a file.
-        layer_paths: Cleaned paths of the layers.
         model_link: Where a link at ``model`` leads that is not worth a warning.
         warn: Told what a person should know.
 
     Raises:
         PackUnusable: when it is no directory.
-        PathsUnpackable: when layers can not be made of their paths, with all of them.
         IgnoreMalformed, PathUnreadable: when ``.kitignore`` can not be used.
     """
     try:
@@ -118,9 +116,6 @@ def open_source(
     except OSError as error:
         raise PackUnusable(f"{context} can not be packed: {error.strerror}") from error
     try:
-        problems = sorted({problem for path in layer_paths if (problem := walk.find_problem(fd, path))})
-        if problems:
-            raise walk.PathsUnpackable(problems)
         rules = IgnoreRules(parse_ignore(_read_ignore(fd)), list(entry_paths))
         yield PackSource(fd, rules, model_link, warn)
     finally:

@@ -24,6 +24,7 @@ DEPTH_MAX = 200
 META_NAME = ".kitfs"
 """The folder that a mount shows at its root; never packed."""
 
+_RAW_RULE = "a raw layer is the bytes of one file"
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -102,10 +103,16 @@ def naming(path: str) -> Iterator[None]:
         raise PathUnreadable(path, error.strerror or type(error).__name__) from error
 
 
-def find_problem(context_fd: int, path: str) -> str | None:
-    """Why a layer can not be made of a cleaned path, or None when it can."""
+def find_problem(context_fd: int, path: str, *, wants_file: bool = False) -> str | None:
+    """Why a layer can not be made of a cleaned path, or None when it can.
+
+    Args:
+        context_fd: The packed directory, open.
+        path: Stays inside it.
+        wants_file: Whether the layer is raw, the bytes of one file.
+    """
     if path == ".":
-        return None
+        return f"{path} is a directory, and {_RAW_RULE}" if wants_file else None
     with ExitStack() as stack:
         fd = context_fd
         *parents, name = path.split("/")
@@ -122,6 +129,8 @@ def find_problem(context_fd: int, path: str) -> str | None:
             return f"{path}: {error.strerror}"
     if stat.S_ISLNK(mode):
         return f"{path} is a symbolic link"
+    if wants_file and stat.S_ISDIR(mode):
+        return f"{path} is a directory, and {_RAW_RULE}"
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else f"{path} is neither a file nor a directory"
 
 

@@ -56,6 +56,19 @@ class KitfileMalformed(MalformedError):
         self.problems = problems
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """What breaks a rule.
+
+    Attributes:
+        text: One line for a person, without the place.
+        places: The keys it is about, as ``code[0].path``; the last one is where a person looks first.
+    """
+
+    text: str
+    places: tuple[str, ...]
+
+
 class Package(msgspec.Struct, frozen=True, kw_only=True):
     """What the ModelKit as a whole is."""
 
@@ -227,6 +240,7 @@ class Artifact:
         path: As written in the Kitfile, not cleaned.
         digest: Of the layer as published; None in Kitfiles packed before kit 0.5.
         diff_id: Of the uncompressed layer; None likewise.
+        place: The key of its path, as ``model.parts[0].path``.
     """
 
     kind: LayerKind
@@ -235,6 +249,7 @@ class Artifact:
     path: str
     digest: Digest | None
     diff_id: Digest | None
+    place: str = ""
 
 
 def iter_artifacts(kitfile: Kitfile) -> Iterator[Artifact]:
@@ -245,20 +260,26 @@ def iter_artifacts(kitfile: Kitfile) -> Iterator[Artifact]:
     if kitfile.model is not None:
         model = kitfile.model
         if model.path and not looks_like_reference(model.path):
-            yield Artifact(LayerKind.MODEL, "", model.name, model.path, model.digest, model.diff_id)
-        for part in model.parts:
-            yield Artifact(LayerKind.MODELPART, "", part.name, part.path, part.digest, part.diff_id)
-    for code in kitfile.code:
-        yield Artifact(LayerKind.CODE, "", "", code.path, code.digest, code.diff_id)
-    for dataset in kitfile.datasets:
+            yield Artifact(LayerKind.MODEL, "", model.name, model.path, model.digest, model.diff_id, "model.path")
+        for number, part in enumerate(model.parts):
+            yield _artifact(LayerKind.MODELPART, part, f"model.parts[{number}].path")
+    for number, code in enumerate(kitfile.code):
+        yield _artifact(LayerKind.CODE, code, f"code[{number}].path")
+    for number, dataset in enumerate(kitfile.datasets):
         if not dataset.remote_path:
-            yield Artifact(LayerKind.DATASET, "", dataset.name, dataset.path, dataset.digest, dataset.diff_id)
-    for docs in kitfile.docs:
-        yield Artifact(LayerKind.DOCS, "", "", docs.path, docs.digest, docs.diff_id)
-    for prompt in kitfile.prompts:
-        yield Artifact(LayerKind.CODE, "prompt", prompt.name, prompt.path, prompt.digest, prompt.diff_id)
-    for server in kitfile.mcp_servers:
-        yield Artifact(LayerKind.MCPB, "", server.name, server.path, server.digest, server.diff_id)
+            yield _artifact(LayerKind.DATASET, dataset, f"datasets[{number}].path")
+    for number, docs in enumerate(kitfile.docs):
+        yield _artifact(LayerKind.DOCS, docs, f"docs[{number}].path")
+    for number, prompt in enumerate(kitfile.prompts):
+        yield _artifact(LayerKind.CODE, prompt, f"prompts[{number}].path", "prompt")
+    for number, server in enumerate(kitfile.mcp_servers):
+        yield _artifact(LayerKind.MCPB, server, f"mcpServers[{number}].path")
+
+
+def _artifact(
+    kind: LayerKind, entry: ModelPart | Code | Dataset | Docs | Prompt | McpServer, place: str, subtype: str = ""
+) -> Artifact:
+    return Artifact(kind, subtype, getattr(entry, "name", ""), entry.path, entry.digest, entry.diff_id, place)
 
 
 def replace_digests(kitfile: Kitfile, digests: Iterable[tuple[Digest, Digest]]) -> Kitfile:

@@ -13,59 +13,76 @@ from typing import Any
 
 import msgspec
 
-from kitfs.oci.kitfile_schema import Field, Kitfile, KitfileMalformed, Shape, fields_of
-from kitfs.oci.yaml_nodes import Node, NodeBudget, YamlMalformed, parse_yaml
+from kitfs.oci.kitfile_schema import Field, Kitfile, Shape, fields_of
+from kitfs.oci.kitfile_source import KitfileSource
+from kitfs.oci.yaml_nodes import Node, NodeBudget, YamlMalformed, scan_yaml
 from kitfs.oci.yaml_scalar import Timestamp, resolve_scalar
 
 _KIND_NAMES = {"scalar": "a single value", "sequence": "a list", "mapping": "a mapping"}
 _TYPES = {"int": int, "float": float, "bool": bool, "null": type(None), "timestamp": Timestamp}
 
 
-def parse_kitfile_yaml(raw: bytes) -> Kitfile:
-    """Read a Kitfile.
-
-    Raises:
-        KitfileMalformed: with all problems, each with its line.
-    """
+def read_kitfile_source(raw: bytes) -> KitfileSource:
+    """Read a Kitfile as far as it can be read; never raises for what is in it."""
+    scan = scan_yaml(raw)
+    reader = _Reader()
+    kitfile, complete = Kitfile(), scan.complete
+    problems = list(scan.problems)
     try:
-        root = parse_yaml(raw)
-        if root is None:
-            raise KitfileMalformed(["it is empty"])
-        reader = _Reader()
-        kitfile: Kitfile = reader.struct(root, Kitfile, "", 0)
+        if scan.root is not None:
+            kitfile = reader.struct(scan.root, Kitfile, "", 0)
+        elif scan.complete:
+            problems.append(YamlMalformed("it is empty"))
     except YamlMalformed as error:
-        raise KitfileMalformed([str(error)]) from None
-    if reader.problems:
-        raise KitfileMalformed(reader.problems)
-    return kitfile
+        problems.append(error)
+        complete = False
+    found = (*((error.line, error.reason) for error in problems), *reader.problems)
+    return KitfileSource(kitfile, reader.lines, frozenset(reader.unknown), found, complete)
 
 
 class _Reader:
     """Walks nodes along the schema, collecting problems.
 
     Attributes:
-        problems: What was found, in the order of the text.
+        problems: Line and text.
+        lines: Of keys and entries.
+        unknown: Keys whose value is not known.
     """
 
     def __init__(self) -> None:
-        self.problems: list[str] = []
+        self.problems: list[tuple[int, str]] = []
+        self.lines: dict[str, int] = {}
+        self.unknown: set[str] = set()
         self._budget = NodeBudget()
 
     def struct(self, node: Node, struct: type[msgspec.Struct], place: str, depth: int) -> Any:
         """Read a mapping into a struct; unknown keys are problems."""
         self._budget.spend(node, depth)
+        self.lines[place] = node.line
         values: dict[str, object] = {}
-        if node.kind != "mapping":
-            self._wrong(node, place or "the Kitfile", "a mapping")
+        if node.broken or node.kind != "mapping":
+            if not node.broken:
+                self._wrong(node, place or "the Kitfile", "a mapping")
+            self.unknown.add(place)
             return struct()
         fields = {field.key: field for field in fields_of(struct) if field.shape is not Shape.DIGEST}
-        for key, value in self._pairs(node, place, depth):
+        pairs = self._pairs(node, place, depth)
+        for key, value in pairs:
             field = fields.get(key)
             if field is None:
                 self._problem(value, f"unknown key {_join(place, key)[:200]!r}")
+                self.unknown.update(_join(place, name) for name in fields.keys() - dict(pairs).keys())
             else:
-                values[field.attribute] = self._value(value, field, _join(place, key), depth + 1)
+                values[field.attribute] = self._key(value, field, _join(place, key), depth + 1)
         return struct(**{name: value for name, value in values.items() if value is not None})
+
+    def _key(self, node: Node, field: Field, place: str, depth: int) -> object:
+        self.lines[place] = node.line
+        before = len(self.problems)
+        value = None if node.broken else self._value(node, field, place, depth)
+        if node.broken or (len(self.problems) > before and (value is None or field.struct is None)):
+            self.unknown.add(place)
+        return value
 
     def _value(self, node: Node, field: Field, place: str, depth: int) -> object:
         if field.shape is Shape.ANY:
@@ -79,13 +96,16 @@ class _Reader:
         if node.kind != "sequence":
             self._wrong(node, place, "a list")
             return None
-        items = [(item, f"{place}[{number}]") for number, item in enumerate(node.items) if not self._is_null(item)]
+        filled = [item for item in node.items if not self._is_null(item)]
+        items = [(item, f"{place}[{number}]") for number, item in enumerate(filled)]
         if field.struct is None:
             return tuple(self._text(item, name) for item, name in items)
         return tuple(self.struct(item, field.struct, name, depth + 1) for item, name in items)
 
     def _any(self, node: Node, place: str, depth: int) -> object:
         self._budget.spend(node, depth)
+        if node.broken:
+            return None
         if node.kind == "sequence":
             return [self._any(item, place, depth + 1) for item in node.items]
         if node.kind == "mapping":
@@ -97,6 +117,8 @@ class _Reader:
 
     def _text(self, node: Node, place: str) -> str:
         self._budget.spend(node, 0)
+        if node.broken:
+            return ""
         if node.kind != "scalar":
             self._wrong(node, place, "text")
             return ""
@@ -111,6 +133,8 @@ class _Reader:
         for key, value in node.pairs:
             if key.kind == "scalar" and key.text == "<<" and not key.quoted and key.tag in ("", "merge"):
                 merges.append(value)
+            elif key.broken:
+                continue
             elif key.kind != "scalar" or not isinstance(self._scalar(key), str):
                 self._problem(key, f"{place or 'the Kitfile'}: a key is not text")
             elif key.text in found:
@@ -127,6 +151,8 @@ class _Reader:
     def _merge(self, node: Node, found: dict[str, Node], place: str, depth: int) -> None:
         for source in node.items if node.kind == "sequence" else [node]:
             self._budget.spend(source, depth)
+            if source.broken:
+                continue
             if source.kind != "mapping":
                 self._wrong(source, f"{place or 'the Kitfile'}: <<", "a mapping")
                 continue
@@ -147,7 +173,7 @@ class _Reader:
         return None
 
     def _is_null(self, node: Node) -> bool:
-        if node.kind != "scalar" or node.tag not in ("", "null") or (node.quoted and not node.tag):
+        if node.broken or node.kind != "scalar" or node.tag not in ("", "null") or (node.quoted and not node.tag):
             return False
         return resolve_scalar(node.text) is None
 
@@ -158,7 +184,7 @@ class _Reader:
             self._problem(node, f"{place}: expected {wanted}, found {_KIND_NAMES[node.kind]}")
 
     def _problem(self, node: Node, text: str) -> None:
-        self.problems.append(f"line {node.line}: {text}")
+        self.problems.append((node.line, text))
 
 
 def _join(place: str, key: str) -> str:

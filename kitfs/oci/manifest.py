@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kitfs.digest import Digest, DigestMalformed
 from kitfs.errors import MalformedError
 from kitfs.oci import go_json, strict_json
+from kitfs.oci.descriptor import Descriptor as Descriptor
+from kitfs.oci.descriptor import DescriptorReader
+from kitfs.oci.descriptor import ManifestMalformed as ManifestMalformed
 from kitfs.oci.mediatype import (
     ARTIFACT_KITOPS,
     ARTIFACT_MODELPACK,
@@ -40,30 +43,12 @@ ANNOTATION_INDEX = "org.kitfs.index"
 """On a layer's descriptor: the digest of its image index (`kitfs/layer/image_index.py`), which is so bound to it."""
 
 MANIFEST_SIZE_MAX = strict_json.LIMIT_BYTES
-LAYER_COUNT_MAX = 16_384
-"""More than fit into 4 MiB with real descriptors of 250 bytes."""
 
-_MEDIA_TYPE_LENGTH_MAX = 255
-_SIZE_MAX = 2**63 - 1
 _EMPTY = Digest.of(b"")
 _CREATED = re.compile(
     r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.\d{1,30})?(Z|z|[+-]\d\d:\d\d)",
     re.ASCII,
 )
-
-
-class ManifestMalformed(MalformedError):
-    """Bytes that are not a manifest or an index.
-
-    Attributes:
-        reason: What is wrong.
-        place: The key it is at, as ``layers[3].size``; empty for the whole.
-    """
-
-    def __init__(self, reason: str, place: str = "") -> None:
-        super().__init__(f"malformed manifest: {place + ': ' if place else ''}{reason}")
-        self.reason = reason
-        self.place = place
 
 
 class NotAModelKit(MalformedError):
@@ -76,20 +61,6 @@ class NotAModelKit(MalformedError):
     def __init__(self, what: str) -> None:
         super().__init__(f"not a ModelKit: {what}")
         self.what = what
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """A reference to a blob by media type, digest and size.
-
-    Attributes:
-        size: In bytes.
-    """
-
-    media_type: str
-    digest: Digest
-    size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,28 +107,33 @@ def parse_manifest(raw: bytes) -> Manifest:
     the raw layer of an empty file, which has the digest of no bytes (modctl writes one for ``__init__.py``).
 
     Raises:
-        ManifestMalformed: when it breaks the format or a limit.
-        NotAModelKit: when it is well formed and something else.
+        ManifestMalformed: when it breaks the format or a limit, with all problems and their places.
+        NotAModelKit: when it is well formed so far and something else.
     """
     top = _decode(raw)
+    reader = DescriptorReader()
     has_layers, has_manifests = "layers" in top, "manifests" in top
     if has_layers and has_manifests:
-        raise ManifestMalformed("both layers and manifests")
-    if has_manifests:
+        reader.note("both layers and manifests", "")
+    elif has_manifests:
         raise NotAModelKit("it is an image index")
-    _check_schema_version(top)
-    media_type = _find_text(top, "mediaType")
-    if media_type not in (None, OCI_MANIFEST):
-        raise NotAModelKit(f"its media type is {media_type[:200]!r}" if media_type else "empty media type")
-    if not has_layers or "config" not in top:
-        raise ManifestMalformed(f"no {'config' if has_layers else 'layers'}")
-    config = _descriptor(top["config"], "config")
-    artifact_type = _find_text(top, "artifactType")
-    if artifact_type not in (ARTIFACT_KITOPS, ARTIFACT_MODELPACK) and not is_config_type(config.media_type):
-        raise NotAModelKit(f"its config has media type {config.media_type[:200]!r}")
-    layers = tuple(_descriptors(top["layers"] or [], "layers"))
-    _check_sizes(config, layers)
-    annotations = _annotations(top.get("annotations"), "annotations")
+    _check_schema_version(reader, top)
+    media_type = reader.media_type(top, "mediaType")
+    _check_kind(reader, media_type not in (None, OCI_MANIFEST), f"its media type is {str(media_type)[:200]!r}")
+    for key in ("config", "layers"):
+        if key not in top:
+            reader.note(f"no {key}", "")
+    artifact_type = reader.media_type(top, "artifactType")
+    config = reader.descriptor(top["config"], "config") if "config" in top else None
+    if config is not None and artifact_type not in (ARTIFACT_KITOPS, ARTIFACT_MODELPACK):
+        is_other = not is_config_type(config.media_type)
+        _check_kind(reader, is_other, f"its config has media type {config.media_type[:200]!r}")
+    layers = reader.descriptors(top.get("layers"), "layers")
+    annotations = reader.annotations(top.get("annotations"), "annotations")
+    _check_sizes(reader, config, layers)
+    reader.finish()
+    if config is None:
+        raise ManifestMalformed("no config")
     return Manifest(raw, Digest.of(raw), config, layers, annotations, artifact_type, media_type)
 
 
@@ -176,16 +152,19 @@ def parse_index(raw: bytes) -> tuple[Descriptor, ...]:
         ManifestMalformed: when it breaks the format or a limit.
     """
     top = _decode(raw)
+    reader = DescriptorReader()
     if "layers" in top:
-        raise ManifestMalformed("an index has no layers")
-    _check_schema_version(top)
+        reader.note("an index has no layers", "")
+    _check_schema_version(reader, top)
     if "manifests" not in top:
-        raise ManifestMalformed("no manifests")
-    found = tuple(_descriptors(top["manifests"] or [], "manifests"))
+        reader.note("no manifests", "")
+    found = reader.descriptors(top.get("manifests"), "manifests")
+    reader.finish()
     sizes: dict[Digest, int] = {}
     for number, descriptor in enumerate(found):
         if sizes.setdefault(descriptor.digest, descriptor.size) != descriptor.size:
-            raise ManifestMalformed(f"{descriptor.digest} has two sizes", f"manifests[{number}].size")
+            reader.note(f"{descriptor.digest} has two sizes", f"manifests[{number}].size")
+    reader.finish()
     return found
 
 
@@ -195,7 +174,10 @@ def parse_descriptor(value: object, place: str = "descriptor") -> Descriptor:
     Raises:
         ManifestMalformed: when it breaks the format.
     """
-    return _descriptor(value, place)
+    reader = DescriptorReader()
+    descriptor = reader.descriptor(value, place)
+    reader.finish()
+    return descriptor
 
 
 def encode_manifest(
@@ -243,68 +225,30 @@ def _decode(raw: bytes) -> dict[str, object]:
     return value
 
 
-def _check_schema_version(top: dict[str, object]) -> None:
+def _check_schema_version(reader: DescriptorReader, top: dict[str, object]) -> None:
     version = top.get("schemaVersion")
     if type(version) is not int or version != 2:
-        raise ManifestMalformed(f"{str(version)[:40]!r}, expected 2", "schemaVersion")
+        reader.note(f"{str(version)[:40]!r}, expected 2", "schemaVersion")
 
 
-def _find_text(top: dict[str, object], key: str) -> str | None:
-    value = top.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str) or len(value) > _MEDIA_TYPE_LENGTH_MAX:
-        raise ManifestMalformed("not a media type", key)
-    return value or None
+def _check_kind(reader: DescriptorReader, is_other: bool, what: str) -> None:
+    """Refuse another artifact; what is malformed already is refused as that."""
+    if is_other and not reader.problems:
+        raise NotAModelKit(what)
 
 
-def _descriptors(value: object, place: str) -> list[Descriptor]:
-    if not isinstance(value, list):
-        raise ManifestMalformed("not a list", place)
-    if len(value) > LAYER_COUNT_MAX:
-        raise ManifestMalformed(f"{len(value)} entries, at most {LAYER_COUNT_MAX}", place)
-    return [_descriptor(item, f"{place}[{number}]") for number, item in enumerate(value)]
-
-
-def _descriptor(value: object, place: str) -> Descriptor:
-    if not isinstance(value, dict):
-        raise ManifestMalformed("not a descriptor", place)
-    media_type = value.get("mediaType")
-    if not isinstance(media_type, str) or not 0 < len(media_type) <= _MEDIA_TYPE_LENGTH_MAX:
-        raise ManifestMalformed("not a media type", f"{place}.mediaType")
-    digest = value.get("digest")
-    if not isinstance(digest, str):
-        raise ManifestMalformed("not a digest", f"{place}.digest")
-    try:
-        parsed = Digest.parse(digest)
-    except DigestMalformed as error:
-        raise ManifestMalformed(str(error), f"{place}.digest") from None
-    size = value.get("size")
-    if type(size) is not int or not 0 <= size <= _SIZE_MAX:
-        raise ManifestMalformed(f"{str(size)[:40]!r} is not a size", f"{place}.size")
-    return Descriptor(media_type, parsed, size, _annotations(value.get("annotations"), f"{place}.annotations"))
-
-
-def _annotations(value: object, place: str) -> dict[str, str]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ManifestMalformed("not an object", place)
-    for key, text in value.items():
-        if not isinstance(text, str):
-            raise ManifestMalformed("not a string", f"{place}[{key[:100]!r}]")
-    return value
-
-
-def _check_sizes(config: Descriptor, layers: tuple[Descriptor, ...]) -> None:
-    if config.size == 0:
-        raise ManifestMalformed("size 0", "config.size")
-    sizes = {config.digest: config.size}
-    for number, layer in enumerate(layers):
-        if sizes.setdefault(layer.digest, layer.size) != layer.size:
-            raise ManifestMalformed(f"{layer.digest} has two sizes", f"layers[{number}].size")
-        if layer.size == 0 and not _may_be_empty(layer):
-            raise ManifestMalformed("size 0", f"layers[{number}].size")
+def _check_sizes(reader: DescriptorReader, config: Descriptor | None, layers: tuple[Descriptor, ...]) -> None:
+    """Sizes that can not be; of descriptors that could be read, or each problem would come twice."""
+    unread = {place.partition(".")[0] for place, _ in reader.problems}
+    sizes: dict[Digest, int] = {}
+    named = [("config", config)] if config is not None else []
+    for place, descriptor in (*named, *((f"layers[{number}]", layer) for number, layer in enumerate(layers))):
+        if place in unread:
+            continue
+        if sizes.setdefault(descriptor.digest, descriptor.size) != descriptor.size:
+            reader.note(f"{descriptor.digest} has two sizes", f"{place}.size")
+        if descriptor.size == 0 and (place == "config" or not _may_be_empty(descriptor)):
+            reader.note("size 0", f"{place}.size")
 
 
 def _may_be_empty(layer: Descriptor) -> bool:

@@ -51,6 +51,7 @@ class Node:
         quoted: Whether a scalar was written in quotes or as a block, which makes it a string.
         items: Of a sequence.
         pairs: Of a mapping, in the order of the text.
+        broken: Whether the scan found a problem with it; what it means is not known.
     """
 
     kind: str
@@ -60,6 +61,22 @@ class Node:
     quoted: bool = False
     items: list[Node] = field(default_factory=list)
     pairs: list[tuple[Node, Node]] = field(default_factory=list)
+    broken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What was read of a text.
+
+    Attributes:
+        root: Of the one document; None when there is none. Without the end of the text where that is not YAML.
+        problems: In the order of the text.
+        complete: Whether all of the text is in ``root``.
+    """
+
+    root: Node | None
+    problems: tuple[YamlMalformed, ...]
+    complete: bool
 
 
 class NodeBudget:
@@ -83,12 +100,17 @@ class NodeBudget:
             raise YamlMalformed(f"nested deeper than {DEPTH_MAX}", node.line)
 
 
-def parse_yaml(raw: bytes) -> Node | None:
-    """Read one document; None when there is none.
+def scan_yaml(raw: bytes) -> Scan:
+    """Read one document as far as it goes; never raises for what is in it."""
+    builder = _TreeBuilder()
+    try:
+        _scan(raw, builder)
+    except YamlMalformed as error:
+        return Scan(builder.root, (*builder.problems, error), complete=False)
+    return Scan(builder.root, tuple(builder.problems), complete=True)
 
-    Raises:
-        YamlMalformed: when it breaks YAML or a limit, or there is more than one document.
-    """
+
+def _scan(raw: bytes, builder: _TreeBuilder) -> None:
     if len(raw) > LIMIT_BYTES:
         raise YamlMalformed(f"{len(raw)} bytes, at most {LIMIT_BYTES} are read")
     try:
@@ -99,7 +121,7 @@ def parse_yaml(raw: bytes) -> Node | None:
         raise YamlMalformed("a tag of more than 200 characters", text.count("\n", 0, long_tag.start()) + 1)
     reader = YAML(typ="safe", pure=True)
     try:
-        return _TreeBuilder().build(reader.parse(text))
+        builder.build(reader.parse(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlMalformed(error.problem or error.context or "malformed", mark.line + 1 if mark else 0) from None
@@ -115,14 +137,15 @@ def parse_yaml(raw: bytes) -> Node | None:
 
 class _TreeBuilder:
     def __init__(self) -> None:
+        self.root: Node | None = None
+        self.problems: list[YamlMalformed] = []
         self._anchors: dict[str, Node] = {}
         self._open: list[Node] = []
         self._keys: list[Node | None] = []
-        self._root: Node | None = None
         self._documents = 0
         self._count = 0
 
-    def build(self, events: Iterator[Any]) -> Node | None:
+    def build(self, events: Iterator[Any]) -> None:
         for event in events:
             name = type(event).__name__
             if name == "DocumentStartEvent":
@@ -138,24 +161,30 @@ class _TreeBuilder:
             elif name in ("SequenceEndEvent", "MappingEndEvent"):
                 self._open.pop()
                 self._keys.pop()
-        return self._root
 
     def _alias(self, event: Any) -> Node:
         node = self._anchors.get(event.anchor)
+        line = event.start_mark.line + 1
         if node is None:
-            raise YamlMalformed(f"alias {str(event.anchor)[:60]!r} of nothing", event.start_mark.line + 1)
+            return self._broken(f"alias {str(event.anchor)[:60]!r} of nothing", line)
         if any(node is parent for parent in self._open):
-            raise YamlMalformed(f"alias {event.anchor[:60]!r} lies inside itself", event.start_mark.line + 1)
+            return self._broken(f"alias {event.anchor[:60]!r} lies inside itself", line)
         return node
+
+    def _broken(self, reason: str, line: int) -> Node:
+        self.problems.append(YamlMalformed(reason, line))
+        return Node("scalar", line, broken=True)
 
     def _scalar(self, event: Any) -> Node:
         quoted = event.style in ("'", '"', "|", ">")
-        node = Node("scalar", event.start_mark.line + 1, _tag(event), event.value, quoted)
+        node = Node("scalar", event.start_mark.line + 1, "", event.value, quoted)
+        self._tag(event, node)
         self._name(event, node)
         return node
 
     def _start(self, event: Any, kind: str) -> None:
-        node = Node(kind, event.start_mark.line + 1, _tag(event))
+        node = Node(kind, event.start_mark.line + 1)
+        self._tag(event, node)
         self._add(node)
         self._name(event, node)
         self._open.append(node)
@@ -172,7 +201,7 @@ class _TreeBuilder:
         if self._count > NODE_COUNT_MAX:
             raise YamlMalformed(f"more than {NODE_COUNT_MAX} values", node.line)
         if not self._open:
-            self._root = node
+            self.root = node
             return
         parent = self._open[-1]
         if parent.kind == "sequence":
@@ -183,12 +212,13 @@ class _TreeBuilder:
             parent.pairs.append((self._keys[-1], node))
             self._keys[-1] = None
 
-
-def _tag(event: Any) -> str:
-    tag = getattr(event, "tag", None)
-    if tag is None or tag == "!":
-        return ""
-    name = str(tag).removeprefix(_TAG_PREFIX)
-    if name == str(tag) or name not in _CORE_TAGS:
-        raise YamlMalformed(f"tag {str(tag)[:60]!r} is not supported", event.start_mark.line + 1)
-    return name
+    def _tag(self, event: Any, node: Node) -> None:
+        tag = getattr(event, "tag", None)
+        if tag is None or tag == "!":
+            return
+        name = str(tag).removeprefix(_TAG_PREFIX)
+        if name == str(tag) or name not in _CORE_TAGS:
+            self.problems.append(YamlMalformed(f"tag {str(tag)[:60]!r} is not supported", node.line))
+            node.broken = True
+        else:
+            node.tag = name

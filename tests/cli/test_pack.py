@@ -70,11 +70,29 @@ def test_bad_request_is_refused_and_nothing_is_set(kitfs, kit, monkeypatch, argu
 
 
 def test_paths_that_are_missing_are_all_named(kitfs, kit):
-    """One message lists every path of the Kitfile that is not there."""
-    (kit / "Kitfile").write_text("model:\n  path: x\ncode:\n  - path: y\n")
+    """One message lists every path of the Kitfile that is not there, with its line."""
+    (kit / "Kitfile").write_text("model:\n  path: x\ncode:\n  - path: y\nmcpServers:\n  - {name: a, path: m.mcpb}\n")
+    (kit / "m.mcpb").mkdir()
     done = kitfs("pack", kit)
     assert done.code == 2
-    assert "  * x does not exist\n  * y does not exist\n" in done.err
+    assert (
+        "  * line 2: x does not exist\n  * line 4: y does not exist\n"
+        "  * line 6: m.mcpb is a directory, and a raw layer is the bytes of one file\n"
+    ) in done.err
+
+
+def test_all_that_is_wrong_with_a_kitfile_is_one_message(kitfs, kit, tmp_path):
+    """Notation, rules and paths on disk come together, each with its line, from -f too."""
+    other = tmp_path / "Other"
+    other.write_text("model:\n  path: x\n  nme: a\ncode:\n  - path: ../kit/m\n  - path: m\ndocs:\n  - path: ./m\n")
+    done = kitfs("pack", kit, "-f", other)
+    assert (done.code, done.out) == (1, "")
+    assert [line for line in done.err.splitlines() if line.startswith("  * ")] == [
+        "  * line 2: x does not exist",
+        "  * line 3: unknown key 'model.nme'",
+        "  * line 5: code layer 0: path '../kit/m' leaves the directory that is packed",
+        "  * line 8: code layer 1 and docs layer 0 use the same path m",
+    ]
 
 
 def test_directory_may_be_the_current_one(kitfs, kit, monkeypatch):

@@ -69,6 +69,13 @@ def test_kitfile_is_never_packed():
     assert not IgnoreRules(["!a"], []).layer(".").prunes
 
 
+def test_white_space_at_the_ends_of_a_path_hides_nothing_from_a_pattern():
+    """Patterns are trimmed, and so are the paths they are matched with; whose file it is depends on the very name."""
+    rules = IgnoreRules(["*.tmp"], ["data"]).layer(".")
+    names = ("a.tmp", "a.tmp ", " b.tmp", "data", "data ", " ", "x/ ")
+    assert [name for name in names if rules.leaves_out(name)] == ["a.tmp", "a.tmp ", " b.tmp", "data"]
+
+
 def test_entries_claim_their_cleaned_paths():
     """Every entry's path counts, remote datasets included."""
     kitfile = Kitfile(

@@ -63,7 +63,7 @@ KITFILES = {
     "model:\n  path: link/w.bin\n": (PathsUnpackable, "behind the symbolic link link"),
     "model:\n  path: pipe\n": (PathsUnpackable, "pipe is neither a file nor a directory"),
     "model:\n  path: nowhere:1\n": (ModelKitNotFound, "nowhere:1 is not in the store"),
-    "mcpServers:\n  - {name: a, path: d.mcpb}\n": (PathsUnpackable, "d.mcpb is no file"),
+    "mcpServers:\n  - {name: a, path: d.mcpb}\n": (PathsUnpackable, "line 2: d.mcpb is a directory"),
     "model:\n  path: m\n  parameters: {a: !!float 5}\ncode:\n  - path: x\ndocs:\n  - path: y\n": (
         PathsUnpackable,
         "x does not exist\n.*y does not exist",

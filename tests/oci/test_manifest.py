@@ -180,6 +180,41 @@ def test_malformed_manifest_is_refused_with_its_place(name: str):
         parse_manifest(raw)
 
 
+def test_all_problems_of_a_manifest_come_at_once_with_their_places():
+    """Every malformed descriptor and annotation is named; what could not be read has no second problem."""
+    bad = [
+        descriptor(size=-1, digest="sha256:x"),
+        descriptor(),
+        5,
+        descriptor(annotations={"a": 1, "b": "c", "d": None}),
+        descriptor(size=6),
+        descriptor(mediaType="", digest=A.upper()),
+    ]
+    with pytest.raises(ManifestMalformed) as caught:
+        parse_manifest(manifest(schemaVersion=1, layers=bad, annotations=[]))
+    assert [place for place, _ in caught.value.problems] == [
+        "schemaVersion",
+        "layers[0].digest",
+        "layers[0].size",
+        "layers[2]",
+        "layers[3].annotations['a']",
+        "layers[3].annotations['d']",
+        "layers[5].mediaType",
+        "layers[5].digest",
+        "annotations",
+        "layers[4].size",
+    ]
+    assert str(caught.value).startswith("malformed manifest:\n  * schemaVersion: '1', expected 2\n  * layers[0].digest")
+
+
+def test_many_problems_of_a_manifest_do_not_make_a_long_message():
+    """The message shows the first fifty and counts the rest."""
+    with pytest.raises(ManifestMalformed, match="and 1950 more") as caught:
+        parse_manifest(manifest(layers=[5] * 2000))
+    assert len(caught.value.problems) == 2000
+    assert len(str(caught.value)) < 5_000
+
+
 def test_number_of_layers_is_limited():
     """A list that is longer than any real one is refused before its items are looked at."""
     with pytest.raises(ManifestMalformed, match="16385 entries"):
