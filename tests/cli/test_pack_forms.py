@@ -165,6 +165,7 @@ def test_raw_layers_of_a_modelpack_are_not_compressed(kitfs, kit: Path, form: tu
 def test_modelpack_can_not_hold_mcp_servers(kitfs, kit: Path):
     """All of them are named."""
     (kit / "a.mcpb").write_bytes(b"PK")
+    (kit / "b.mcpb").write_bytes(b"PK")
     servers = "mcpServers:\n  - {name: one, path: a.mcpb}\n  - {name: two, path: b.mcpb}\n"
     (kit / "Kitfile").write_text(KITFILE + servers)
     done = kitfs("pack", kit, "--use-model-pack")
@@ -172,14 +173,23 @@ def test_modelpack_can_not_hold_mcp_servers(kitfs, kit: Path):
 
 
 def test_raw_layers_are_single_files(kitfs, kit: Path):
-    """Every path that is a directory, or is left out, is named at once."""
-    (kit / ".kitignore").write_text("README.md\n")
-    (kit / "Kitfile").write_text("model:\n  path: m\ncode:\n  - path: run.py\ndocs:\n  - path: README.md\n")
+    """Every path that is a directory is named at once, with its line."""
+    (kit / "Kitfile").write_text("model:\n  path: m\ncode:\n  - path: run.py\ndocs:\n  - path: .\n")
+    done = kitfs("pack", kit, "--layer-format", "raw")
+    assert done.code == 2
+    wanted = "is a directory, and a raw layer is the bytes of one file"
+    assert f"  * line 2: m {wanted}\n  * line 6: . {wanted}\n" in done.err
+    assert "run.py" not in done.err
+
+
+def test_raw_layers_are_not_left_out(kitfs, kit: Path):
+    """Every file that .kitignore leaves out is named at once."""
+    (kit / ".kitignore").write_text("*.md\nrun.py\n")
+    (kit / "Kitfile").write_text("code:\n  - path: run.py\ndocs:\n  - path: README.md\n")
     done = kitfs("pack", kit, "--layer-format", "raw")
     assert done.code == 2
     wanted = "is no file, or is left out by .kitignore; a raw layer is the bytes of one file"
-    assert f"  * m {wanted}\n  * README.md {wanted}\n" in done.err
-    assert "run.py" not in done.err
+    assert f"  * run.py {wanted}\n  * README.md {wanted}\n" in done.err
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

@@ -13,7 +13,7 @@ from kitfs.modelkit.filters import (
     wants_kitfile,
 )
 from kitfs.oci.kitfile_schema import Artifact, iter_artifacts
-from kitfs.oci.kitfile_yaml import parse_kitfile_yaml
+from kitfs.oci.kitfile import parse_kitfile_yaml
 
 KITFILE = b"""\
 manifestVersion: 1.0.0
