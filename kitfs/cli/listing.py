@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.output import format_size, print_json, print_result, print_table, warn
+from kitfs.cli.output import format_size, print_json_text, print_result, print_table, warn
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError
 
@@ -58,6 +58,7 @@ def list_(settings: Settings, repository: str | None, filters: tuple[str, ...]) 
     kitfs list --format json
     """
     from kitfs.modelkit.filters import parse_filters
+    from kitfs.oci import go_json
     from kitfs.oci.reference import parse_reference
 
     kits: list[ListedKit] = []
@@ -67,7 +68,7 @@ def list_(settings: Settings, repository: str | None, filters: tuple[str, ...]) 
         with settings.open_store(create=False) as store:
             kits = list_kits(store, wanted, parsed)
     if settings.json:
-        print_json(kits)
+        print_json_text(go_json.encode([asdict(kit) for kit in kits]))
     elif settings.quiet:
         for digest in dict.fromkeys(kit.digest for kit in kits):
             print_result(digest)
