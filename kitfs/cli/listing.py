@@ -43,19 +43,18 @@ class ListedKit:
             yield (self.repo, tag, self.author, self.modelName, self.size, self.digest)
 
 
-@verb("list", short_help="List the ModelKits in the store.")
+@verb(
+    "list",
+    examples=["kitfs list", "kitfs list myllm --filter datasets:train", "kitfs list --format json"],
+    short_help="List the ModelKits in the store.",
+)
 @click.argument("repository", required=False)
 @click.option("-f", "--filter", "filters", multiple=True, metavar="TYPES[:NAMES]",
               help="Only ModelKits with a part that matches; several add up. As for unpack.")  # fmt: skip
 def list_(settings: Settings, repository: str | None, filters: tuple[str, ...]) -> None:
-    r"""List ModelKits: all, or those of REPOSITORY, which may name a tag or digest.
+    """List ModelKits: all, or those of REPOSITORY, which may name a tag or digest.
 
     SIZE is that of the layers as they were published. With -q each ModelKitID once.
-
-    \b
-    kitfs list
-    kitfs list myllm --filter datasets:train
-    kitfs list --format json
     """
     from kitfs.modelkit.filters import parse_filters
     from kitfs.oci import go_json

@@ -107,10 +107,10 @@ def test_words_of_what_is_not_there(filled):
 
 def test_forms(filled):
     """As JSON tag and remove give names and ModelKitIDs, with -q each ModelKitID once."""
-    made = filled("tag", "myllm", "other:1", "--format", "json").json
-    assert made == {"source": "myllm:latest", "target": "other:1", "digest": TAR}
-    assert filled("tag", "-q", "myllm", "other:2").out == f"{TAR}\n"
-    gone = filled("remove", "other:1,2", "--format", "json").json
-    assert gone == [{"reference": "other:1", "digest": TAR}, {"reference": "other:2", "digest": TAR}]
-    assert filled("remove", "-q", "myllm:latest,3.1.4").out == f"{TAR}\n"
-    assert filled("remove", "--all", "--format", "json").json == [{"reference": TAR, "digest": TAR}]
+    made = filled("tag", "myllm:3.1.4-gzip", "other", "--format", "json").json
+    assert made == {"source": "myllm:3.1.4-gzip", "target": "other:latest", "digest": GZIP}
+    assert filled("tag", "-q", "other", "other:2").out == f"{GZIP}\n"
+    gone = filled("remove", "other:latest,2", "--format", "json").json
+    assert gone == [{"reference": "other:latest", "digest": GZIP}, {"reference": "other:2", "digest": GZIP}]
+    assert filled("remove", "-q", "myllm:3.1.4-gzip").out == f"{GZIP}\n"
+    assert filled("remove", "--all", "--format", "json").json == [{"reference": GZIP, "digest": GZIP}]
