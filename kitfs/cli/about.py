@@ -25,17 +25,19 @@ def version(settings: Settings) -> None:
         print_result(f"Kernel: {platform.system()} {platform.release()}")
 
 
-@verb("completion", short_help="Print a script that completes kitfs in a shell.")
+@verb(
+    "completion",
+    examples=[
+        "source <(kitfs completion bash)",
+        "kitfs completion bash > /etc/bash_completion.d/kitfs",
+        'kitfs completion zsh > "${fpath[1]}/_kitfs"',
+        "kitfs completion fish > ~/.config/fish/completions/kitfs.fish",
+    ],
+    short_help="Print a script that completes kitfs in a shell.",
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(settings: Settings, shell: str) -> None:
-    r"""Print a script for SHELL that completes verbs, options, references of the store and mount points.
-
-    \b
-    source <(kitfs completion bash)                                    this shell
-    kitfs completion bash > /etc/bash_completion.d/kitfs               every bash
-    kitfs completion zsh > "${fpath[1]}/_kitfs"                        every zsh
-    kitfs completion fish > ~/.config/fish/completions/kitfs.fish      every fish
-    """
+    """Print a script for SHELL that completes verbs, options, references of the store and mount points."""
     from kitfs.cli.completing import encode_script
 
     print_result(encode_script(shell))

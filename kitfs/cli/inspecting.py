@@ -41,17 +41,16 @@ class NoKitfile(NotFoundError):
         self.digest = digest
 
 
-@verb("info", short_help="Show a ModelKit's Kitfile.")
+@verb(
+    "info",
+    examples=["kitfs info myllm:3.1.4", "kitfs info myllm:3.1.4 --filter .model.parts[0].path"],
+    short_help="Show a ModelKit's Kitfile.",
+)
 @click.argument("reference")
 @click.option("-f", "--filter", "selector", metavar="SELECTOR", default="",
               help="Only one node: dotted keys, [n] for items of lists.")  # fmt: skip
 def info(settings: Settings, reference: str, selector: str) -> None:
-    r"""Print the Kitfile of REFERENCE as YAML, as kit info does; with --format json as JSON, with -q the ModelKitID.
-
-    \b
-    kitfs info myllm:3.1.4
-    kitfs info myllm:3.1.4 --filter .model.parts[0].path
-    """
+    """Print the Kitfile of REFERENCE as YAML, as kit info does; with --format json as JSON, with -q the ModelKitID."""
     from kitfs.oci import kitfile as kitfiles
     from kitfs.oci.kitfile_select import select
 
@@ -68,15 +67,12 @@ def info(settings: Settings, reference: str, selector: str) -> None:
         print_result(kitfiles.encode_node_yaml(node).decode().removesuffix("\n"))
 
 
-@verb("inspect", short_help="Show a ModelKit's manifest and config.")
+@verb("inspect", examples=["kitfs inspect myllm:3.1.4"], short_help="Show a ModelKit's manifest and config.")
 @click.argument("reference")
 def inspect(settings: Settings, reference: str) -> None:
-    r"""Print digest, version, Kitfile and manifest of REFERENCE as JSON, as kit inspect does; with -q the ModelKitID.
+    """Print digest, version, Kitfile and manifest of REFERENCE as JSON, as kit inspect does; with -q the ModelKitID.
 
     A ModelPack artifact without a Kitfile is shown without one.
-
-    \b
-    kitfs inspect myllm:3.1.4
     """
     manifest, kitfile = _read(settings, reference)
     if settings.quiet:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.output import format_size, print_json, print_result, print_table, warn
+from kitfs.cli.output import format_size, print_json_text, print_result, print_table, warn
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError
 
@@ -43,21 +43,21 @@ class ListedKit:
             yield (self.repo, tag, self.author, self.modelName, self.size, self.digest)
 
 
-@verb("list", short_help="List the ModelKits in the store.")
+@verb(
+    "list",
+    examples=["kitfs list", "kitfs list myllm --filter datasets:train", "kitfs list --format json"],
+    short_help="List the ModelKits in the store.",
+)
 @click.argument("repository", required=False)
 @click.option("-f", "--filter", "filters", multiple=True, metavar="TYPES[:NAMES]",
               help="Only ModelKits with a part that matches; several add up. As for unpack.")  # fmt: skip
 def list_(settings: Settings, repository: str | None, filters: tuple[str, ...]) -> None:
-    r"""List ModelKits: all, or those of REPOSITORY, which may name a tag or digest.
+    """List ModelKits: all, or those of REPOSITORY, which may name a tag or digest.
 
     SIZE is that of the layers as they were published. With -q each ModelKitID once.
-
-    \b
-    kitfs list
-    kitfs list myllm --filter datasets:train
-    kitfs list --format json
     """
     from kitfs.modelkit.filters import parse_filters
+    from kitfs.oci import go_json
     from kitfs.oci.reference import parse_reference
 
     kits: list[ListedKit] = []
@@ -67,7 +67,7 @@ def list_(settings: Settings, repository: str | None, filters: tuple[str, ...]) 
         with settings.open_store(create=False) as store:
             kits = list_kits(store, wanted, parsed)
     if settings.json:
-        print_json(kits)
+        print_json_text(go_json.encode([asdict(kit) for kit in kits]))
     elif settings.quiet:
         for digest in dict.fromkeys(kit.digest for kit in kits):
             print_result(digest)

@@ -52,7 +52,8 @@ class OptionUnknown(UsageError):
     hint = f"options: {_OPTIONS}"
 
 
-@verb("mount", short_help="Mount a ModelKit on an empty directory.")
+@verb("mount", short_help="Mount a ModelKit on an empty directory.",
+      examples=["kitfs mount myllm:3.1.4 /mnt/model", "kitfs mount --all /mnt/models"])  # fmt: skip
 @click.argument("words", nargs=-1, metavar="[REFERENCE] DIRECTORY")
 @click.option("--all", "everything", is_flag=True, help="Show the whole store as /repository/tag/….")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS",
@@ -202,7 +203,7 @@ def _unmounted_on_failure(mounted: KitfsMount) -> Iterator[None]:
         raise
 
 
-@verb("umount", short_help="Unmount a ModelKit.")
+@verb("umount", short_help="Unmount a ModelKit.", examples=["kitfs umount /mnt/model", "kitfs umount --all"])
 @click.argument("what", required=False, metavar="DIRECTORY|REFERENCE")
 @click.option("--all", "everything", is_flag=True, help="Unmount everything that this store's daemon serves.")
 @click.option("--lazy", is_flag=True, help="Detach at once; files that are open stay readable.")

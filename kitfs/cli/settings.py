@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,8 +127,18 @@ def global_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a function a verb: it gets ``Settings`` first, then its own arguments."""
+def verb(
+    name: str, *, examples: Sequence[str] = (), **attributes: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a verb: it gets ``Settings`` first, then its own arguments.
+
+    Args:
+        name: The verb.
+        examples: Command lines that end its help.
+        attributes: What ``click.command`` takes.
+    """
+    if examples:
+        attributes["epilog"] = "\n  ".join(["\b\nExamples:", *examples])
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         def run(*arguments: Any, **options: Any) -> Any:

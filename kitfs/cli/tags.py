@@ -44,15 +44,15 @@ class Removed:
     digest: str
 
 
-@verb("tag", short_help="Create a tag that refers to a ModelKit.")
+@verb(
+    "tag",
+    examples=["kitfs tag myllm:3.1.4 registry.example.com/acme/myllm:3.1"],
+    short_help="Create a tag that refers to a ModelKit.",
+)
 @click.argument("source")
 @click.argument("target")
 def tag(settings: Settings, source: str, target: str) -> None:
-    r"""Create or move the tag TARGET to refer to the ModelKit SOURCE; without a tag of their own both mean latest.
-
-    \b
-    kitfs tag myllm:3.1.4 registry.example.com/acme/myllm:3.1
-    """
+    """Create or move the tag TARGET to refer to the ModelKit SOURCE; without a tag of their own both mean latest."""
     from kitfs.oci.reference import parse_reference
 
     wanted, named = parse_reference(source), parse_reference(target)
@@ -72,20 +72,19 @@ def tag(settings: Settings, source: str, target: str) -> None:
         print_result(f"Modelkit {wanted.display} tagged as {named.display}")
 
 
-@verb("remove", short_help="Remove ModelKits from the store.")
+@verb(
+    "remove",
+    examples=["kitfs remove myllm:3.1.4", "kitfs remove myllm:3.1.4,latest", "kitfs remove --all"],
+    short_help="Remove ModelKits from the store.",
+)
 @click.argument("reference", required=False)
 @click.option("-f", "--force", is_flag=True, help="Remove the ModelKit with all other tags that refer to it.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Remove all untagged ModelKits; with --force, all.")
 def remove(settings: Settings, reference: str | None, force: bool, everything: bool) -> None:
-    r"""Remove the tags of REFERENCE (name:tag, name:tag,tag…, or name@digest with all its tags).
+    """Remove the tags of REFERENCE (name:tag, name:tag,tag…, or name@digest with all its tags).
 
     What no tag, mount or running command uses any more is taken off the disk by kitfs gc, and by --all. When one of
     several tags is not there, none is removed.
-
-    \b
-    kitfs remove myllm:3.1.4
-    kitfs remove myllm:3.1.4,latest
-    kitfs remove --all
     """
     from kitfs.oci.reference import parse_references
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from kitfs.transfer.importer import ImportReport
 
 
-@verb("import", short_help="Import ModelKits from an OCI layout or from kit's storage.")
+@verb("import", short_help="Import ModelKits from an OCI layout or from kit's storage.",
+      examples=["kitfs import ~/.local/share/kitops", "kitfs import ./layout.tar --as registry.example.com/acme/myllm"],
+)  # fmt: skip
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("references", nargs=-1, metavar="[REFERENCE]...")
 @click.option("--copy", is_flag=True, help="Copy every blob, where kit's files could be hard-linked.")

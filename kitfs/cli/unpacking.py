@@ -30,7 +30,11 @@ def _deprecated_switches(function: click.decorators.FC) -> click.decorators.FC:
     return function
 
 
-@verb("unpack", short_help="Write a ModelKit's files into a directory.")
+@verb(
+    "unpack",
+    examples=["kitfs unpack myllm:3.1.4 -d ./work", "kitfs unpack myllm:3.1.4 -f model -f datasets:validation"],
+    short_help="Write a ModelKit's files into a directory.",
+)
 @click.argument("reference")
 @click.option("-d", "--dir", "directory", type=click.Path(path_type=Path), default=Path(), metavar="DIR",
               help="Where to; made when it is not there (default: the current directory).")  # fmt: skip
@@ -49,14 +53,10 @@ def unpack(
     filters: tuple[str, ...],
     **switches: bool,
 ) -> None:
-    r"""Write the files of REFERENCE into a directory, as kit unpack does.
+    """Write the files of REFERENCE into a directory, as kit unpack does.
 
     A ModelKit that is not in the store is imported from kit's storage first. Files that are there are an error without
     -o or -i. Nothing is written outside of the directory, whatever a ModelKit holds and links there point to.
-
-    \b
-    kitfs unpack myllm:3.1.4 -d ./work
-    kitfs unpack myllm:3.1.4 -f model -f datasets:validation
     """
     from kitfs.modelkit import unpack as unpacking
     from kitfs.modelkit.filters import of_types, parse_filters

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CODE_CORRUPT = 6
 
 
-@verb("verify", short_help="Check all that a ModelKit needs, by its digests.")
+@verb("verify", short_help="Check all that a ModelKit needs, by its digests.", examples=["kitfs verify myllm:3.1.4"])
 @click.argument("reference")
 def verify(settings: Settings, reference: str) -> None:
     """Hash all that REFERENCE needs: manifest, config, layers, members that are stored, and its parents' models.

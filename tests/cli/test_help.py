@@ -34,7 +34,7 @@ def test_help_of_a_verb_fits(kitfs, name):
     done = kitfs(name, "--help")
     assert done.code == 0 and done.out.startswith(f"Usage: kitfs {name} ")
     assert cli.get_command(click.Context(cli), name).help
-    assert max(map(len, done.out.splitlines())) <= 80
+    assert max(map(len, done.out.splitlines())) <= 80 and "\\b" not in done.out
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,13 @@ def test_go_template(kitfs):
     """A Go template as --format is a usage error that says what there is instead."""
     done = kitfs("list", "--format", "{{.Repo}}")
     assert done.code == 2 and "Go templates are not supported; --format json" in done.err
+
+
+def test_examples_stand_as_they_were_written(kitfs):
+    """The examples of a verb end its help, a line each, to be copied."""
+    examples = kitfs("list", "--help").out.partition("Examples:\n")[2].splitlines()
+    assert examples == [
+        "    kitfs list",
+        "    kitfs list myllm --filter datasets:train",
+        "    kitfs list --format json",
+    ]

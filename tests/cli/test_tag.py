@@ -78,6 +78,8 @@ def test_remove_everything(filled, tmp_path):
     """--all --force leaves an empty store and no blob."""
     done = filled("remove", "--all", "--force")
     assert done.out.count("Untagged ") == 8 and done.out.count("Removed ") == 7
+    lines = [line for line in done.out.splitlines() if "myllm" in line]
+    assert lines[:3] == ["Untagged myllm:3.1.4", "Untagged myllm:latest", f"Removed myllm@{TAR}"]
     assert filled("list", "-q").out == ""
     assert not [path for path in (tmp_path / "home/blobs").rglob("*") if path.is_file()]
 
@@ -95,3 +97,20 @@ def test_an_untagged_kit_has_no_tag_to_remove(filled):
     digest = filled("list", "-q").out.splitlines()[0]
     done = filled("remove", digest)
     assert done.code == 2 and "--all" in done.err
+
+
+def test_words_of_what_is_not_there(filled):
+    """What has failed is said in kit's words."""
+    assert filled("tag", "nope:1", "x:1").err.startswith("kitfs: failed to tag modelkit: model nope:1 not found\n")
+    assert filled("remove", "nope:1").err.startswith("kitfs: failed to remove: model nope:1 not found\n")
+
+
+def test_forms(filled):
+    """As JSON tag and remove give names and ModelKitIDs, with -q each ModelKitID once."""
+    made = filled("tag", "myllm:3.1.4-gzip", "other", "--format", "json").json
+    assert made == {"source": "myllm:3.1.4-gzip", "target": "other:latest", "digest": GZIP}
+    assert filled("tag", "-q", "other", "other:2").out == f"{GZIP}\n"
+    gone = filled("remove", "other:latest,2", "--format", "json").json
+    assert gone == [{"reference": "other:latest", "digest": GZIP}, {"reference": "other:2", "digest": GZIP}]
+    assert filled("remove", "-q", "myllm:3.1.4-gzip").out == f"{GZIP}\n"
+    assert filled("remove", "--all", "--format", "json").json == [{"reference": GZIP, "digest": GZIP}]
