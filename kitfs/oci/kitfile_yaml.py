@@ -30,7 +30,7 @@ def read_kitfile_source(raw: bytes) -> KitfileSource:
     problems = list(scan.problems)
     try:
         if scan.root is not None:
-            kitfile = reader.struct(scan.root, Kitfile, "", 0)
+            kitfile = reader.root(scan.root)
         elif scan.complete:
             problems.append(YamlMalformed("it is empty"))
     except YamlMalformed as error:
@@ -54,6 +54,11 @@ class _Reader:
         self.lines: dict[str, int] = {}
         self.unknown: set[str] = set()
         self._budget = NodeBudget()
+
+    def root(self, node: Node) -> Kitfile:
+        """Read the whole; a document that says nothing is an empty Kitfile, as to kit."""
+        kitfile: Kitfile = Kitfile() if self._is_null(node) else self.struct(node, Kitfile, "", 0)
+        return kitfile
 
     def struct(self, node: Node, struct: type[msgspec.Struct], place: str, depth: int) -> Any:
         """Read a mapping into a struct; unknown keys are problems."""

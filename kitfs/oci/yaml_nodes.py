@@ -119,6 +119,7 @@ def _scan(raw: bytes, builder: _TreeBuilder) -> None:
         raise YamlMalformed("not UTF-8", raw.count(b"\n", 0, error.start) + 1) from None
     if long_tag := _LONG_TAG.search(text):
         raise YamlMalformed("a tag of more than 200 characters", text.count("\n", 0, long_tag.start()) + 1)
+    _check_directives(text)
     reader = YAML(typ="safe", pure=True)
     try:
         builder.build(reader.parse(text))
@@ -133,6 +134,16 @@ def _scan(raw: bytes, builder: _TreeBuilder) -> None:
         raise YamlMalformed(f"not YAML ({type(error).__name__})") from None
     except NotImplementedError:
         raise YamlMalformed("not YAML") from None
+
+
+def _check_directives(text: str) -> None:
+    """Refuse directives that kit does not know, as kit does; YAML's own standard would pass over them."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("%"):
+            if line[1:].split(maxsplit=1)[:1] not in (["YAML"], ["TAG"]):
+                raise YamlMalformed(f"directive {line[:60]!r} is not supported", number)
+        elif line.strip() and not line.lstrip().startswith("#"):
+            return
 
 
 class _TreeBuilder:
@@ -218,7 +229,8 @@ class _TreeBuilder:
             return
         name = str(tag).removeprefix(_TAG_PREFIX)
         if name == str(tag) or name not in _CORE_TAGS:
-            self.problems.append(YamlMalformed(f"tag {str(tag)[:60]!r} is not supported", node.line))
+            shown = str(tag).replace(_TAG_PREFIX, "!!")[:60]
+            self.problems.append(YamlMalformed(f"tag {shown!r} is not supported", node.line))
             node.broken = True
         else:
             node.tag = name
