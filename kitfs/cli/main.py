@@ -18,6 +18,7 @@ VERBS = {
     "fsck": "kitfs.cli.storage:fsck",
     "gc": "kitfs.cli.storage:gc",
     "import": "kitfs.cli.transfers:import_",
+    "init": "kitfs.cli.initialising:init",
     "list": "kitfs.cli.tags:list_",
     "mount": "kitfs.cli.mounts:mount",
     "pack": "kitfs.cli.packing:pack",
