@@ -21,6 +21,7 @@ VERBS = {
     "gc": "kitfs.cli.storage:gc",
     "import": "kitfs.cli.transfers:import_",
     "info": "kitfs.cli.inspecting:info",
+    "init": "kitfs.cli.initialising:init",
     "inspect": "kitfs.cli.inspecting:inspect",
     "list": "kitfs.cli.listing:list_",
     "mount": "kitfs.cli.mounts:mount",
