@@ -90,3 +90,26 @@ def make_layout(tmp_path: Path) -> Callable[[str, str, dict[str, bytes]], Path]:
         return _make_layout(folder, compression, files)
 
     return make
+
+
+def _read_layout(folder: Path) -> dict[str, str]:
+    """What a layout names, after a look at all of its blobs by their digests."""
+    assert json.loads((folder / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
+    blobs = {path.name: path.read_bytes() for path in (folder / "blobs/sha256").iterdir()}
+    for name, data in blobs.items():
+        assert hashlib.sha256(data).hexdigest() == name
+    found = {}
+    for entry in json.loads((folder / "index.json").read_bytes())["manifests"]:
+        manifest = json.loads(blobs[entry["digest"][7:]])
+        for blob in (entry, manifest["config"], *(manifest["layers"] or [])):
+            assert len(blobs[blob["digest"][7:]]) == blob["size"]
+        name = entry.get("annotations", {}).get("org.opencontainers.image.ref.name", entry["digest"])
+        assert name not in found
+        found[name] = entry["digest"]
+    return found
+
+
+@pytest.fixture
+def read_layout() -> Callable[[Path], dict[str, str]]:
+    """Reads an OCI layout as the image specification has it, all of it verified: digests by name."""
+    return _read_layout

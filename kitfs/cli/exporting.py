@@ -25,7 +25,7 @@ STANDARD_OUTPUT = Path("-")
 @click.argument("reference", metavar="REF[,TAG]...")
 @click.argument("destination", required=False, type=click.Path(path_type=Path))
 @click.option("--kit", "into_kit", is_flag=True, help="Export into kit's storage; DESTINATION is kit's home.")
-@click.option("-f", "--force", is_flag=True, help="Move names that the destination has; replace an archive.")
+@click.option("-f", "--force", is_flag=True, help="Move names that are taken; replace an archive; give kit ModelPacks.")
 @click.option("--full-name", is_flag=True, help="Name it in the layout by repository and tag, not by its tag alone.")
 def export(settings: Settings, reference: str, destination: Path | None, into_kit: bool, force: bool,
            full_name: bool) -> None:  # fmt: skip
@@ -60,8 +60,10 @@ def export(settings: Settings, reference: str, destination: Path | None, into_ki
 
 
 def _export_to_kit(store: Store, plan: ExportPlan, place: Path, progress: Progress, *, force: bool) -> None:
-    from kitfs.transfer.export_kit import export_kit_storage
+    from kitfs.transfer.export_kit import export_kit_storage, iter_unread
 
+    for name, form in iter_unread(plan):
+        warn(f"{name} has {form} layers, which kit up to 1.7 lists and does not unpack")
     export_kit_storage(store, plan, place, progress=progress, force=force)
 
 

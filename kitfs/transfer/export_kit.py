@@ -2,20 +2,24 @@
 
 kit rewrites its files in place, takes no lock, and holds what it read in memory until it writes. Here each file is
 replaced in one step, in the order in which kit needs them: blobs, ``index.json`` (what kit's ``remove`` frees blobs
-by), the repository's index, its tags. Entries that are there stay. Exports take turns; a kit that writes to the same
+by), the repository's index, its tags. Entries that are there stay. Layers are exported
+in whatever form they have: tar and gzip are read by kit 0.5 and newer, raw and zstd ones by none that was tried (1.0.1,
+1.4.0, 1.7.0, the sources of August 2025). Exports take turns; a kit that writes to the same
 repository in the same moment may still undo the new entries, as two kits do to each other: then export again.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+from kitfs.errors import UsageError
 from kitfs.oci import go_json
 from kitfs.oci.manifest import Descriptor
+from kitfs.oci.mediatype import parse_layer_type
 from kitfs.oci.strict_json import decode
 from kitfs.progress import Progress
 from kitfs.store.store import Store
@@ -31,6 +35,16 @@ BLOB_MODE = 0o600
 """What kit gives the layers it writes and all blobs it pulls."""
 
 
+class KitFailsAt(UsageError):
+    """A ModelKit that breaks kit's verbs for all others beside it."""
+
+    hint = "--force exports it all the same; an OCI layout, exported without --kit, can be copied to a registry"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is a ModelPack: `kit list` of kit before 1.10 panics while its storage holds one")
+        self.name = name
+
+
 def export_kit_storage(store: Store, plan: ExportPlan, kitops_home: Path, *, progress: Progress,
                        force: bool = False) -> None:  # fmt: skip
     """Write a plan's ModelKits into kit's storage, under the names that they have here.
@@ -42,15 +56,19 @@ def export_kit_storage(store: Store, plan: ExportPlan, kitops_home: Path, *, pro
         plan: What; its lease is held.
         kitops_home: kit's home; made when it is absent.
         progress: Is told of each blob.
-        force: Move tags that kit has for other ModelKits.
+        force: Move tags that kit has for other ModelKits, and export ModelPacks.
 
     Raises:
+        KitFailsAt: when a ModelPack is among them, unless ``force`` is set.
         DestinationNotUsable: when something else is there.
         NameTaken: when kit has a tag for another ModelKit.
         SourceMalformed: when a file of the storage breaks its format.
         BlobNotFound, BlobCorrupt: when the store does not have a blob, or other bytes under its name.
         StoreWriteFailed: when writing failed.
     """
+    for kit in plan.kits:
+        if kit.manifest.is_modelpack and not force:
+            raise KitFailsAt(kit.reference.display)
     storage = kitops_home / STORAGE
     _check(store, kitops_home, storage)
     repositories = _by_repository(plan)
@@ -78,6 +96,15 @@ def _check(store: Store, kitops_home: Path, storage: Path) -> None:
             raise DestinationNotUsable(folder, "it is not a folder")
     if (storage / "oci-layout").exists():
         check_layout_version(read_plain(storage, "oci-layout", limit=MARKER_SIZE_MAX), storage / "oci-layout")
+
+
+def iter_unread(plan: ExportPlan) -> Iterator[tuple[str, str]]:
+    """ModelKits with layers that kit up to 1.7 does not unpack, by name, and the form of these layers."""
+    for kit in plan.kits:
+        types = [parse_layer_type(layer.media_type) for layer in kit.manifest.layers]
+        forms = {form for kind in types if kind is not None for form in (str(kind.format), str(kind.compression))}
+        for form in sorted(forms & {"raw", "zstd"}):
+            yield kit.reference.display, form
 
 
 Named = list[tuple[str | None, Descriptor]]

@@ -57,9 +57,9 @@ class Strace:
         assert outcome.returncode == 0, outcome
         return log.read_text().splitlines()
 
-    def count(self, command):
-        """How often a command makes each of the writing calls."""
-        names = [match.group(1) for line in self.log(command) if (match := _CALL.match(line))]
+    def count(self, command, calls=WRITING_CALLS):
+        """How often a command makes each of the calls."""
+        names = [match.group(1) for line in self.log(command, calls=calls) if (match := _CALL.match(line))]
         return collections.Counter(names)
 
     def run(self, command, name, number, fault):
