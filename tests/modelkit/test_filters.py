@@ -12,8 +12,8 @@ from kitfs.modelkit.filters import (
     wants_any,
     wants_kitfile,
 )
-from kitfs.oci.kitfile_schema import Artifact, iter_artifacts
 from kitfs.oci.kitfile import parse_kitfile_yaml
+from kitfs.oci.kitfile_schema import Artifact, iter_artifacts
 
 KITFILE = b"""\
 manifestVersion: 1.0.0
