@@ -72,6 +72,8 @@ def pack_layers(
     with ExitStack() as stack:
         compressing = stack.enter_context(ThreadPoolExecutor(cores, "kitfs-compress"))
         run = _Packing(store, lease, source, progress, compressing, _AHEAD * cores)
+        # A thread whose start was interrupted is not known to its pool, and is not waited for there.
+        stack.callback(run.wait)
         writing = stack.enter_context(ThreadPoolExecutor(min(cores, LAYERS_MAX), "kitfs-pack"))
         stack.callback(run.stop)
         futures = [writing.submit(run.pack, plan) for plan in plans]
@@ -101,10 +103,18 @@ class _Packing:
         self._compressing = compressing
         self._ahead = ahead
         self._stopping = threading.Event()
+        self._changed = threading.Condition()
+        self._count = 0  # of layers in work
 
     def stop(self) -> None:
         """End all layers at their next piece."""
-        self._stopping.set()
+        with self._changed:
+            self._stopping.set()
+
+    def wait(self) -> None:
+        """Wait until no layer is in work."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count == 0)
 
     def stop_if(self, has_failed: bool) -> None:
         """End the others when one failed."""
@@ -113,9 +123,16 @@ class _Packing:
 
     def pack(self, plan: LayerPlan) -> PackedLayer:
         """Find or write one layer."""
-        if self._stopping.is_set():
-            raise _Stopped
-        return self._find(plan) or self._write(plan)
+        with self._changed:
+            if self._stopping.is_set():
+                raise _Stopped
+            self._count += 1
+        try:
+            return self._find(plan) or self._write(plan)
+        finally:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
 
     def _find(self, plan: LayerPlan) -> PackedLayer | None:
         layer_format, compression = plan.type.format, plan.type.compression

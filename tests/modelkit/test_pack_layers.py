@@ -1,6 +1,7 @@
 """Layers of one pack at once: what they share, how one failure ends all, and how much memory they take."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -97,6 +98,24 @@ def test_file_that_changes_while_it_is_compared_is_an_error(store: Store, kit: P
     with pytest.raises(FileChanged, match=r"0\.bin"):
         pack(store, kit, None, [parse_reference("a:2")], options=options, progress=Told(disturb))
     assert [(tag, record.manifest) for _, tag, record in store.iter_tags()] == [("1", first)]
+
+
+@pytest.mark.parametrize("options", FORMS, ids=str)
+def test_interrupt_ends_all_layers(store: Store, kit: Path, options: PackOptions):
+    """Control-C while layers are in work ends the pack at their next pieces, and nothing is left under way."""
+    os.truncate(kit / "0.bin", 16 << 30)
+    told: list[str] = []
+
+    def interrupt(name: str) -> None:
+        if not told:
+            os.kill(os.getpid(), signal.SIGINT)
+        told.append(name)
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(store, kit, None, [parse_reference("a:1")], options=options, progress=Told(interrupt))
+    assert len(told) < 8000
+    assert not list(store.iter_tags()) and not list(store.iter_manifests()) and not list(store.iter_blobs())
+    assert not list((store.home / "ingest").iterdir()) and not list((store.home / "leases").iterdir())
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: one layer after the other")
