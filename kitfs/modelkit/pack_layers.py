@@ -36,6 +36,8 @@ LAYERS_MAX = 4
 _AHEAD = 2
 """Pieces under way for each thread that compresses, so that none waits for the disk."""
 
+_LOOK_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class PackedLayer:
@@ -77,8 +79,12 @@ def pack_layers(
         writing = stack.enter_context(ThreadPoolExecutor(min(cores, LAYERS_MAX), "kitfs-pack"))
         stack.callback(run.stop)
         futures = [writing.submit(run.pack, plan) for plan in plans]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        run.stop_if(any(future.done() and future.exception() for future in futures))
+        # A signal that comes while this thread is about to wait does not wake it; it looks again soon.
+        left = set(futures)
+        while left and not any(future.done() and future.exception() for future in futures):
+            _, left = wait(left, _LOOK_S, FIRST_EXCEPTION)
+        if left:
+            run.stop()
         errors = [error for future in futures if (error := future.exception()) is not None]
         for error in errors:
             if not isinstance(error, _Stopped):
@@ -115,11 +121,6 @@ class _Packing:
         """Wait until no layer is in work."""
         with self._changed:
             self._changed.wait_for(lambda: self._count == 0)
-
-    def stop_if(self, has_failed: bool) -> None:
-        """End the others when one failed."""
-        if has_failed:
-            self.stop()
 
     def pack(self, plan: LayerPlan) -> PackedLayer:
         """Find or write one layer."""
