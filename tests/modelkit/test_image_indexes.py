@@ -12,6 +12,7 @@ from kitfs.layer.index_blob import get_layer_index
 from kitfs.layer.verify import REPAIR_DATA
 from kitfs.modelkit.image_indexes import repair, restore_indexes
 from kitfs.modelkit.pack import pack
+from kitfs.modelkit.pack_options import PackCompression, PackOptions
 from kitfs.modelkit.rebuild import rebuild_index
 from kitfs.modelkit.verify import PACK_AGAIN, verify
 from kitfs.oci.manifest import ANNOTATION_INDEX, parse_manifest
@@ -45,8 +46,8 @@ def store(store_home):
         assert check(store, read_data=True).problems == []
 
 
-def pack_once(store, context, *references):
-    return pack(store, context, None, list(references or (MINE,)), created_s=1_700_000_000)
+def pack_once(store, context, *references, options=PackOptions()):  # noqa: B008  # it is frozen
+    return pack(store, context, None, list(references or (MINE,)), options=options, created_s=1_700_000_000)
 
 
 def bound(store, kit):
@@ -75,12 +76,16 @@ def test_each_layer_is_bound_to_its_index(store, context):
         assert store.get_blob(index).media_types == [LAYER_INDEX]
 
 
-def test_the_same_folder_gives_the_same_kit_in_any_store(store, context, tmp_path):
+@pytest.mark.parametrize("model_pack", [False, True])
+@pytest.mark.parametrize("compression", list(PackCompression))
+def test_the_same_folder_gives_the_same_kit_in_any_store(store, context, tmp_path, compression, model_pack):
     """Packed again, with layers that are there, or into another store, the ModelKitID is the same."""
-    kit = pack_once(store, context)
-    assert pack_once(store, context) == kit
+    options = PackOptions(compression=compression, model_pack=model_pack)
+    kit = pack_once(store, context, options=options)
+    assert len(bound(store, kit)) == 2
+    assert pack_once(store, context, options=options) == kit
     with Store.open(tmp_path / "other") as other:
-        assert pack_once(other, context) == kit
+        assert pack_once(other, context, options=options) == kit
 
 
 def test_gc_keeps_an_index_while_a_kit_names_it(store, context):
