@@ -36,7 +36,7 @@ class RemoteUnsupported(UsageError):
         self.text = text
 
 
-@verb("diff", short_help="Compare two ModelKits.")
+@verb("diff", short_help="Compare two ModelKits.", examples=["kitfs diff myllm:3.1.4 myllm:3.1.5"])
 @click.argument("modelkit1")
 @click.argument("modelkit2")
 def diff(settings: Settings, modelkit1: str, modelkit2: str) -> None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 STANDARD_OUTPUT = Path("-")
 
 
-@verb("export", short_help="Export a ModelKit as an OCI layout, or into kit's storage.")
+@verb("export", short_help="Export a ModelKit as an OCI layout, or into kit's storage.",
+      examples=["kitfs export myllm:3.1.4 ./layout", "kitfs export myllm:3.1.4 -", "kitfs export --kit myllm:3.1.4"],
+)  # fmt: skip
 @click.argument("reference", metavar="REF[,TAG]...")
 @click.argument("destination", required=False, type=click.Path(path_type=Path))
 @click.option("--kit", "into_kit", is_flag=True, help="Export into kit's storage; DESTINATION is kit's home.")

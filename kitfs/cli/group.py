@@ -29,6 +29,7 @@ OTHERS = "Others"
 KIT_ONLY = {
     "cache": "",
     "dev": "",
+    "help": "run kitfs VERB --help",
     "login": "",
     "logout": "",
     "pull": "run kit pull, then kitfs import",

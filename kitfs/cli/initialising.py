@@ -25,7 +25,8 @@ class KitfileExists(KitfsError):
         self.path = path
 
 
-@verb("init", short_help="Generate a Kitfile for the contents of a directory.")
+@verb("init", short_help="Generate a Kitfile for the contents of a directory.",
+      examples=["kitfs init .", 'kitfs init ./my-model --name my-model --desc "What it is"'])  # fmt: skip
 @click.argument("directory", metavar="PATH", type=click.Path(path_type=Path))
 @click.option("--name", default="", help="Name for the ModelKit.")
 @click.option("--desc", "description", default="", help="Description for the ModelKit.")

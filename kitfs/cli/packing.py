@@ -26,7 +26,9 @@ class EnvironmentMalformed(UsageError):
         self.name = name
 
 
-@verb("pack")
+@verb("pack", short_help="Pack a directory and its Kitfile into a ModelKit.",
+      examples=["kitfs pack . -t myllm:3.1.4,latest", "kitfs pack . -f ../Kitfile -t myllm:3.1.4 --compression zstd"],
+)  # fmt: skip
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-f", "--file", "kitfile", help="The Kitfile (- for standard input); default: the one in DIRECTORY.")
 @click.option("-t", "--tag", "tags", multiple=True, metavar="REF[,TAG…]", help="Name and tags for the result.")

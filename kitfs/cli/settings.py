@@ -106,6 +106,24 @@ _OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+_GLOBAL = {names[-1].removeprefix("--").replace("-", "_") for names, _ in _OPTIONS}
+
+
+class _Verb(click.Command):
+    """A verb, whose help has its own options first and those of all verbs after them, as kit's."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write both sections."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Global options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record:
+                sections["Global options" if parameter.name in _GLOBAL else "Options"].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
 def _store_option(context: click.Context, parameter: click.Parameter, value: object) -> None:
     if value is None or parameter.name is None:
         return
@@ -147,7 +165,6 @@ def verb(
 
         run.__doc__ = function.__doc__
         vars(run)["__click_params__"] = getattr(function, "__click_params__", [])
-        make: Callable[[Callable[..., Any]], click.Command] = click.command(name, **attributes)
-        return make(global_options(run))
+        return click.command(name, cls=_Verb, **attributes)(global_options(run))
 
     return decorate

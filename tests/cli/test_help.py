@@ -72,6 +72,13 @@ def test_go_template(kitfs):
     assert done.code == 2 and "Go templates are not supported; --format json" in done.err
 
 
+def test_own_options_come_first(kitfs):
+    """The help of a verb has its own options, then those of all verbs."""
+    own, _, shared = kitfs("unpack", "--help").out.partition("\nGlobal options:\n")
+    assert "--overwrite" in own and "--help" in own and "--quiet" not in own and "\n  REFERENCE" not in own
+    assert "--quiet" in shared and "--home" in shared and "--overwrite" not in shared
+
+
 def test_examples_stand_as_they_were_written(kitfs):
     """The examples of a verb end its help, a line each, to be copied."""
     examples = kitfs("list", "--help").out.partition("Examples:\n")[2].splitlines()
