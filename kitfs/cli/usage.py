@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from kitfs.cli.output import format_size, print_json, print_result, print_table, say, warn
+from kitfs.cli.references import get_digest
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError
 
 if TYPE_CHECKING:
-    from kitfs.digest import Digest
     from kitfs.modelkit.usage import KitUsage, Usage
     from kitfs.store.store import Store
 
@@ -20,7 +20,7 @@ SHORT_DIGEST = 19
 """Characters of a ModelKitID where there is no name: ``sha256:`` and twelve more."""
 
 
-@verb("du", short_help="Show what ModelKits take on disk.")
+@verb("du", examples=["kitfs du", "kitfs du myllm:3.1.4 myllm:3.1.5"], short_help="Show what ModelKits take on disk.")
 @click.argument("references", nargs=-1, metavar="[REF…]")
 def du(settings: Settings, references: tuple[str, ...]) -> None:
     """Show what each ModelKit takes on disk, and what it shares with others; of the REFs alone when any is given.
@@ -30,9 +30,11 @@ def du(settings: Settings, references: tuple[str, ...]) -> None:
     With -q the ModelKitIDs are printed. The ModelKit that has most for itself comes first.
     """
     from kitfs.modelkit.usage import measure_usage
+    from kitfs.oci.reference import parse_reference
 
+    parsed = [parse_reference(text) for text in references]
     with settings.open_store(create=False) as store:
-        wanted = {_find(store, text) for text in references} if references else None
+        wanted = {get_digest(store, reference) for reference in parsed} or None
         usage = measure_usage(store, wanted)
         reclaimable = None if wanted is not None or settings.quiet else _find_reclaimable(store)
     if settings.json:
@@ -44,17 +46,6 @@ def du(settings: Settings, references: tuple[str, ...]) -> None:
         _print_usage(usage, is_whole=wanted is None)
         if reclaimable is not None:
             say(f"kitfs gc would free {format_size(reclaimable)}")
-
-
-def _find(store: Store, text: str) -> Digest:
-    from kitfs.modelkit.resolve import ModelKitNotFound, find_manifest
-    from kitfs.oci.reference import parse_reference
-
-    reference = parse_reference(text)
-    digest = find_manifest(store, reference)
-    if digest is None:
-        raise ModelKitNotFound(reference.display)
-    return digest
 
 
 def _find_reclaimable(store: Store) -> int | None:
