@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kitfs.cli.output import format_path, format_size, print_json, print_result
+from kitfs.cli.references import get_digest
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import UsageError
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from kitfs.modelkit.resolve import Kit
     from kitfs.oci.manifest import Descriptor
     from kitfs.oci.reference import Reference
-    from kitfs.store.store import Store
 
 LOCAL, REMOTE = "local://", "remote://"
 LINE = "-" * 39
@@ -46,10 +46,11 @@ def diff(settings: Settings, modelkit1: str, modelkit2: str) -> None:
     first) or M (other bytes or permissions). With -q their paths alone are printed.
     """
     from kitfs.modelkit import compare
+    from kitfs.modelkit.resolve import open_kit
 
     references = _parse(modelkit1), _parse(modelkit2)
     with settings.open_store(create=False) as store:
-        a, b = (_open(store, reference) for reference in references)
+        a, b = (open_kit(store, get_digest(store, reference)) for reference in references)
         result = compare.compare_manifests(a.manifest, b.manifest)
         changes = compare.compare_members(store, a, b)
     if settings.json:
@@ -70,15 +71,6 @@ def _parse(text: str) -> Reference:
     if text.startswith(REMOTE):
         raise RemoteUnsupported(text)
     return parse_reference(text.removeprefix(LOCAL))
-
-
-def _open(store: Store, reference: Reference) -> Kit:
-    from kitfs.modelkit.resolve import ModelKitNotFound, find_manifest, open_kit
-
-    digest = find_manifest(store, reference)
-    if digest is None:
-        raise ModelKitNotFound(reference.display)
-    return open_kit(store, digest)
 
 
 def _encode(result: Comparison, changes: Sequence[MemberChange]) -> dict[str, object]:

@@ -136,6 +136,7 @@ class ReferenceThenDirectory(References):
 ARGUMENTS: dict[tuple[str, str], Completed] = {
     ("diff", "modelkit1"): References(),
     ("diff", "modelkit2"): References(),
+    ("du", "references"): References(),
     ("export", "reference"): References(),
     ("info", "reference"): References(),
     ("inspect", "reference"): References(),

@@ -16,6 +16,7 @@ VERBS = {
     "completion": "kitfs.cli.about:completion",
     "daemon": "kitfs.cli.mounts:daemon",
     "diff": "kitfs.cli.comparing:diff",
+    "du": "kitfs.cli.usage:du",
     "export": "kitfs.cli.exporting:export",
     "fsck": "kitfs.cli.storage:fsck",
     "gc": "kitfs.cli.storage:gc",

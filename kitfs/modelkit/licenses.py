@@ -22,6 +22,9 @@ LICENSE_SIZE_MAX = 1 << 20
 _REST_MAX = 5_000
 """Characters of words beside a licence, or as many as it has itself: a text with more of its own is not known whole."""
 
+_REGIONS_MAX = 64
+"""Places that look like a licence; a text with more is no licence."""
+
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -175,6 +178,8 @@ def find_license(text: str) -> str:
     """The name of the one licence that a text holds; empty when there is none, an unknown one, or several."""
     words = " " + " ".join(match.group().lower() for match in _WORD.finditer(text)) + " "
     regions = [region for pattern in _PATTERNS for region in _find_regions(words, pattern)]
+    if len(regions) > _REGIONS_MAX:
+        return ""
     regions.sort(key=lambda region: (region.start - region.stop, -region.phrases))
     found: list[_Region] = []
     for region in regions:

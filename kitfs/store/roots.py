@@ -8,7 +8,7 @@ exclusive ``gc.lock``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
 from kitfs.store.lease import read_held
 from kitfs.store.partials import iter_partials, map_of
+from kitfs.store.records import ManifestRecord
 
 TRASH_PREFIX = "trash-"
 
@@ -119,16 +120,10 @@ def mark(txn: Txn, held: Iterable[Digest], *, with_members: bool) -> Marks:
     """
     marks = Marks()
     layers: set[Digest] = set()
-    waiting = [*held, *(record.manifest for _, _, record in tags.iter_tags(txn))]
     marks.members.update(held)
-    while waiting:
-        digest = waiting.pop()
-        if digest in marks.blobs:
-            continue
+    for digest, manifest in iter_reached(txn, [*held, *(record.manifest for _, _, record in tags.iter_tags(txn))]):
         marks.blobs.add(digest)
-        manifest = catalog.find_manifest(txn, digest)
         if manifest is not None:
-            waiting += (manifest.config, *manifest.layers, *manifest.indexes, *manifest.parents)
             layers.update(manifest.layers)
         if with_members and catalog.find_layer(txn, digest) is not None:
             marks.members.update(
@@ -137,6 +132,25 @@ def mark(txn: Txn, held: Iterable[Digest], *, with_members: bool) -> Marks:
     if with_members:
         marks.unindexed = {layer for layer in layers if _lacks_toc(txn, layer)}
     return marks
+
+
+def iter_reached(txn: Txn, starts: Iterable[Digest]) -> Iterator[tuple[Digest, ManifestRecord | None]]:
+    """Every blob that some blobs lead to, themselves among them, each once, with its record when it is a manifest.
+
+    Raises:
+        RecordCorrupt: when a record on the way does not verify.
+    """
+    seen: set[Digest] = set()
+    waiting = list(starts)
+    while waiting:
+        digest = waiting.pop()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        manifest = catalog.find_manifest(txn, digest)
+        if manifest is not None:
+            waiting += (manifest.config, *manifest.layers, *manifest.indexes, *manifest.parents)
+        yield digest, manifest
 
 
 def _lacks_toc(txn: Txn, layer: Digest) -> bool:

@@ -90,7 +90,7 @@ def test_diff_fails(filled):
     for arguments, code, message in (
         (("remote://registry.example.com/a:1", "myllm"), 2, "can not read a registry yet"),
         (("myllm", "remote://registry.example.com/a:1"), 2, "can not read a registry yet"),
-        (("myllm", "nope:1"), 3, "nope:1 is not in the store"),
+        (("myllm", "nope:1"), 3, "could not find modelkit nope:1"),
         (("myllm", "local://X//y"), 1, "malformed reference"),
         (("myllm",), 2, "Missing argument"),
     ):
