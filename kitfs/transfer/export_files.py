@@ -226,6 +226,7 @@ class Sink:
         self._fd = fd
         self._path = path
         self._written = 0
+        self._started = 0  # what lies before is on its way to the disk
 
     def write(self, data: bytes) -> None:
         """Append bytes; what was written for a while is on its way to the disk.
@@ -234,9 +235,10 @@ class Sink:
             StoreWriteFailed: when the kernel does not take them all.
         """
         durable.write_all(self._fd, data, self._path)
-        before, self._written = self._written, self._written + len(data)
-        if before // _WRITEBACK_SIZE != self._written // _WRITEBACK_SIZE:
-            durable.start_writeback(self._fd, 0, self._written)
+        self._written += len(data)
+        if self._written - self._started >= _WRITEBACK_SIZE:
+            durable.start_writeback(self._fd, self._started, self._written - self._started)
+            self._started = self._written
 
 
 def copy_blob(store: Store, digest: Digest, sink: Sink, step: Step) -> None:
