@@ -64,9 +64,9 @@ def export_archive(store: Store, plan: ExportPlan, path: Path, *, progress: Prog
         raise DestinationNotUsable(path, "it is not a file")
     index = _encode_index(plan, str(path), full_name=full_name)
     export_files.sweep(path.parent)
-    with export_files.open_scratch(path.parent) as (fd, scratch):
+    with export_files.open_scratch(path.parent, FILE_MODE) as (fd, scratch):
         _write(store, plan, index, Sink(fd, scratch), progress)
-        export_files.seal(fd, scratch, FILE_MODE)
+        durable.sync_file(fd, scratch)
         if force:
             durable.rename_over(scratch, path)
         elif not durable.rename_new(scratch, path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -35,13 +36,17 @@ _ATTEMPTS_MAX = 10
 
 
 @contextlib.contextmanager
-def open_scratch(folder: Path) -> Iterator[tuple[int, Path]]:
+def open_scratch(folder: Path, mode: int) -> Iterator[tuple[int, Path]]:
     """A new file for reading and writing, locked; it is removed in the end unless it was renamed.
+
+    Args:
+        folder: Where it lies.
+        mode: Its permission bits, as far as the umask lets them be.
 
     Raises:
         StoreWriteFailed: when it can not be made.
     """
-    fd, path = _create(folder)
+    fd, path = _create(folder, mode)
     try:
         yield fd, path
     finally:
@@ -49,12 +54,12 @@ def open_scratch(folder: Path) -> Iterator[tuple[int, Path]]:
         os.close(fd)
 
 
-def _create(folder: Path) -> tuple[int, Path]:
+def _create(folder: Path, mode: int) -> tuple[int, Path]:
     """Create and lock; a sweep that came between the two removed the file, so look and try again."""
     for _ in range(_ATTEMPTS_MAX):
         path = folder / f"{SCRATCH}{os.getpid()}-{os.urandom(8).hex()}"
         with durable.naming(path, "creating"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps there either
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if path.exists():
@@ -122,24 +127,20 @@ def write_small(path: Path, raw: bytes, *, mode: int) -> None:
     Raises:
         StoreWriteFailed: when a step failed; what was there is there still.
     """
-    with contextlib.suppress(OSError):
-        mode = path.stat().st_mode & 0o7777
-    with open_scratch(path.parent) as (fd, scratch):
+    with open_scratch(path.parent, mode) as (fd, scratch):
         durable.write_all(fd, raw, scratch)
-        seal(fd, scratch, mode)
+        _keep_mode(fd, path)
+        durable.sync_file(fd, scratch)
         durable.rename_over(scratch, path)
     durable.sync_directory(path.parent)
 
 
-def seal(fd: int, scratch: Path, mode: int) -> None:
-    """Give a file that is written its mode, and have it on disk; then it may be renamed.
-
-    Raises:
-        StoreWriteFailed: when a step failed.
-    """
-    with durable.naming(scratch, "chmod of"):
-        os.fchmod(fd, mode)
-    durable.sync_file(fd, scratch)
+def _keep_mode(fd: int, path: Path) -> None:
+    with durable.naming(path, "keeping the mode of"):
+        try:
+            os.fchmod(fd, stat.S_IMODE(path.stat().st_mode))
+        except FileNotFoundError:
+            return
 
 
 def write_blobs(store: Store, blobs: Iterable[ExportedBlob], root: Path, *, mode: int, progress: Progress) -> None:
@@ -170,10 +171,10 @@ def write_blobs(store: Store, blobs: Iterable[ExportedBlob], root: Path, *, mode
 def _write_blob(store: Store, blob: ExportedBlob, path: Path, *, mode: int, scratch_folder: Path, step: Step) -> None:
     if _is_right(path, blob, step):
         return
-    with open_scratch(scratch_folder) as (fd, scratch):
+    with open_scratch(scratch_folder, mode) as (fd, scratch):
         if not _clone(store, blob.digest, fd, scratch, step):
             copy_blob(store, blob.digest, Sink(fd, scratch), step)
-        seal(fd, scratch, mode)
+        durable.sync_file(fd, scratch)
         durable.rename_over(scratch, path)
 
 
@@ -225,6 +226,7 @@ class Sink:
         self._fd = fd
         self._path = path
         self._written = 0
+        self._started = 0  # what lies before is on its way to the disk
 
     def write(self, data: bytes) -> None:
         """Append bytes; what was written for a while is on its way to the disk.
@@ -233,9 +235,10 @@ class Sink:
             StoreWriteFailed: when the kernel does not take them all.
         """
         durable.write_all(self._fd, data, self._path)
-        before, self._written = self._written, self._written + len(data)
-        if before // _WRITEBACK_SIZE != self._written // _WRITEBACK_SIZE:
-            durable.start_writeback(self._fd, 0, self._written)
+        self._written += len(data)
+        if self._written - self._started >= _WRITEBACK_SIZE:
+            durable.start_writeback(self._fd, self._started, self._written - self._started)
+            self._started = self._written
 
 
 def copy_blob(store: Store, digest: Digest, sink: Sink, step: Step) -> None:

@@ -91,6 +91,18 @@ def test_no_file_is_shared_with_the_store(filled, tmp_path):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in (tmp_path / "out/blobs/sha256").iterdir())
 
 
+@pytest.mark.parametrize("place", ["out", "out.tar"])
+def test_the_umask_is_respected(filled, tmp_path, place):
+    """Whoever keeps files private gets private ones."""
+    before = os.umask(0o077)
+    try:
+        filled("export", "whole:dot", tmp_path / place, *PLAIN)
+    finally:
+        os.umask(before)
+    found = [tmp_path / place, *(tmp_path / place).rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} <= {0o600, 0o700}
+
+
 def test_adds_to_a_layout(filled, tmp_path, read_layout):
     """What a layout holds stays as it is, with keys that we do not know; blobs that are right are not written again."""
     out = tmp_path / "out"
