@@ -53,6 +53,9 @@ def test_older_choices_of_where_to_decode_do_not_change_it(layers, tar_of, files
     assert checkpoints.count_directory_values(older[0]) == 1
     with layers.store.index.write() as txn:
         catalog.put_layer(txn, found.digest, found.record, found.toc, found.span_checksums, older)
+    with LayerReader(layers.store, found.digest) as reader:
+        for number, member in enumerate(reader.toc):
+            assert reader.open_member(number).read(0, member.size) == list(files.values())[number]
     assert get_layer_index(layers.store, found.digest) == found
 
 
