@@ -247,8 +247,9 @@ def _layer(
         path = filepath or artifacts[0].path
         if not path:
             raise ModelKitMalformed(manifest.digest, f"raw layer {digest} has no path")
-        mode = _raw_mode(descriptor)
-        return KitLayer(digest, kind, raw_path=clean_path(path), raw_mode=mode, artifacts=artifacts)
+        clean, mode = clean_path(path), _raw_mode(descriptor)
+        artifacts = tuple(one for one in artifacts if clean_path(one.path) == clean) or artifacts  # bytes are shared
+        return KitLayer(digest, kind, raw_path=clean, raw_mode=mode, artifacts=artifacts)
     if legacy and not found:
         raise ModelKitMalformed(manifest.digest, f"layer {digest} has no entry in the Kitfile")
     prefix = posixpath.dirname(clean_path(found[0].path)) if legacy else b""
