@@ -17,6 +17,7 @@ from typing import Self
 Task = Callable[[], None]
 
 THREADS = max(2, os.cpu_count() or 1)
+_LOOK_S = 0.2  # a signal that comes just before a wait without end is not seen in it
 _AHEAD = 2  # tasks a thread that wait: the submitter reads the index meanwhile
 
 
@@ -112,6 +113,7 @@ def run_apart(name: str, work: Callable[[Crew], None]) -> None:
         BaseException: what the work, or a task that it submitted, raised; or what ended the waiting.
     """
     errors: list[BaseException] = []
+    is_done = threading.Event()  # an interrupted `Thread.join` takes a thread that runs for one that has ended
     crew = Crew(name)
 
     def run() -> None:
@@ -120,16 +122,19 @@ def run_apart(name: str, work: Callable[[Crew], None]) -> None:
                 work(crew)
         except BaseException as error:  # noqa: BLE001  # the caller gets it
             errors.append(error)
+        finally:
+            is_done.set()
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:
         thread.start()
-        thread.join()
+        while not is_done.wait(_LOOK_S):
+            pass
     except BaseException:
         crew.cancel()
-        while thread.is_alive():
+        while thread in threading.enumerate() and not is_done.is_set():
             with contextlib.suppress(KeyboardInterrupt):
-                thread.join()
+                is_done.wait(_LOOK_S)
         raise
     if errors:
         raise errors[0]

@@ -42,7 +42,7 @@ while True:
         except OSError:
             pass
         if libc.renameat2(-100, path, -100, link, 2) == 0:  # AT_FDCWD, RENAME_EXCHANGE: what has a name is a link now
-            for _ in range(30):
+            for _ in range(600):
                 os.getppid()
             libc.renameat2(-100, path, -100, link, 2)
             number += 1
