@@ -15,6 +15,7 @@ import pytest
 from kitfs.errors import KitfsError
 from kitfs.layer.crew import Cancelled, Crew, run_apart
 from kitfs.layer.errors import LayerCorrupt
+from kitfs.modelkit import unpack_target
 from kitfs.modelkit.filters import parse_filters
 from kitfs.modelkit.unpack import KitfileDiffers, UnpackOptions, unpack
 from kitfs.modelkit.unpack_errors import PathExists, PathIsLink, TargetFull, UnpackFailed
@@ -34,7 +35,7 @@ with open(counter, "r+b") as file:
     count = mmap.mmap(file.fileno(), 8)
 number = 0
 while True:
-    for name in (b"d0", b"d1", b"d1/e", b"d0/f1", b"d2", b"d1/e/f0"):
+    for name in (b"d0", b"d1", b"d1/e", b"d0/f1", b"d2", b"d3", b"d1/e/f0", b"d4/e", b"d5"):
         path, link = target + b"/" + name, target + b"/link"
         goal = outside + (b"/victim" if b"/f" in name else b"")
         try:
@@ -310,13 +311,16 @@ def test_full_disk_leaves_whole_files_only(store, bring, make_layout, make_layer
         subprocess.run(["umount", "-l", target], check=True, timeout=60)
 
 
-def test_swapped_directories_lead_nowhere(store, bring, make_layout, make_layer, tmp_path, target):
+def test_swapped_directories_lead_nowhere(store, bring, make_layout, make_layer, tmp_path, target, monkeypatch):
     """While directories and files of the target are swapped for links without a pause, nothing outside is written.
 
-    150 rounds, 10 000 with KITFS_CAMPAIGN=1; each unpacks into a new directory under the attacked name.
+    150 rounds, 10 000 with KITFS_CAMPAIGN=1; each unpacks into a new directory under the attacked name, and keeps only
+    two directories open, so that all are opened again and again.
     """
-    first = {f"d{folder}/f{number}": b"new" * 999 for folder in range(3) for number in range(4)}
-    second = {f"d1/e/f{number}": b"new" * 999 for number in range(4)} | {"d0/large": bytes(2 << 20)}
+    monkeypatch.setattr(unpack_target, "_DIRECTORIES_MAX", 2)
+    first = {f"d{folder}/f{number}": b"new" * 99 for number in range(8) for folder in range(6)}
+    second = {f"d{folder}/e/f{number}": b"new" * 99 for number in range(4) for folder in (1, 4)}
+    second["d0/large"] = bytes(2 << 20)
     bring(store, make_layout(tmp_path / "layout", "kit:1", [make_layer("", first), make_layer("+gzip", second)]))
     outside = tmp_path / "outside"
     outside.mkdir()
