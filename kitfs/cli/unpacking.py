@@ -23,6 +23,13 @@ class TagsTooMany(UsageError):
         super().__init__(f"can not unpack multiple tags: {text}")
 
 
+class TargetInStore(UsageError):
+    """A directory inside the store, where only kitfs's own files are."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} lies in the store")
+
+
 def _deprecated_switches(function: click.decorators.FC) -> click.decorators.FC:
     for name, what in reversed(_DEPRECATED.items()):
         text = f"Unpack only {what} (deprecated: use --filter={name})"
@@ -74,6 +81,8 @@ def unpack(
     if len(references) > 1:
         raise TagsTooMany(reference)
     target = directory.absolute()
+    if target.resolve().is_relative_to(settings.home.resolve()):
+        raise TargetInStore(target)
     say = (lambda text: None) if settings.quiet or settings.json else print_result
     has_kit_storage = os.access(settings.kitops_home, os.R_OK | os.X_OK)
     with settings.open_store(create=has_kit_storage) as store:

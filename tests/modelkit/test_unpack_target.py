@@ -253,3 +253,13 @@ def test_full_disk_is_named(code):
     error = failure(b"model/x", OSError(code, os.strerror(code)))
     assert isinstance(error, TargetFull)
     assert "model/x" in str(error) and error.hint
+
+
+def test_setuid_is_what_the_kernel_leaves_to_the_caller(place):
+    """Bits beyond the permissions are asked for, as kit does; writing takes setuid and setgid from who is not root."""
+    with Target(place) as target:
+        write(target, b"tool", mode=0o6755)
+        target.make_directory(b"shared", 0o3775)
+    bits = 0o6000 if os.geteuid() == 0 else 0
+    assert stat.S_IMODE((place / "tool").stat().st_mode) == bits | 0o755 & ~current_umask()
+    assert stat.S_IMODE((place / "shared").stat().st_mode) == 0o1775 & ~current_umask()

@@ -1,0 +1,126 @@
+"""Case `unpack`: made bf16 weights written into a new directory, by kitfs and by kit from the same published layers.
+
+kit packs, kitfs links kit's blobs; besides, kitfs unpacks what it packed itself and keeps split. Each round unpacks all
+in turn, from the page cache and from the disk; nobody syncs. `docs/benchmarks.md` says what each line means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.gzip_kit import SHARDS
+from bench.kit_command import find_kit, run
+from bench.kits import MIB
+from bench.pack import MAKE
+from bench.processes import files_below
+from bench.read import drop_caches
+from bench.report import Report
+from bench.world import KITFS, World, make_world
+
+KITFILE = "manifestVersion: 1.0.0\npackage:\n  name: weights\nmodel:\n  path: model\n"
+COMPRESSIONS = ("none", "gzip")
+
+
+@dataclass
+class _Unpacking:
+    """Where it is measured.
+
+    Attributes:
+        report: What it is told to.
+        world: Where `kitfs` and kit run.
+        source: The weights.
+        kit: The command, or None.
+    """
+
+    report: Report
+    world: World
+    source: Path
+    kit: str | None
+
+    def measure(self, name: str, command: list[str | Path], store: Path, cache: str, reference: str | None) -> None:
+        """Unpack once into a new directory and compare what is there with what was packed."""
+        target = self.world.folder / "unpacked"
+        _prepare(store, cache, [*KITFS, "version"] if command[0] == KITFS[0] else [command[0], "version"])
+        done = run([*command, "-d", target, "--progress", "none"], self.world.environment)
+        label = f"{name}, {cache}"
+        self.report.add(label, "s", done.elapsed_s, reference=f"{reference}, {cache}" if reference else ())
+        self.report.add(f"  {label}: CPU", "s", done.cpu.total_s)
+        self.report.add(f"  {label}: largest RSS", "MiB", done.rss_mib)
+        subprocess.run(["diff", "-r", self.source / "model", target / "model"], check=True)
+        shutil.rmtree(target)
+
+
+def _prepare(store: Path, cache: str, version: list[str | Path]) -> None:
+    os.sync()
+    if cache == "cold":
+        drop_caches()
+        subprocess.run(version, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return
+    for path in files_below(store):
+        if path.stat().st_size >= MIB:
+            run(["cat", str(path)])
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    """Make weights of ``--size-mib`` (default 1024), then unpack them ``--rounds`` times (default 3) in every way."""
+    report = Report("unpack")
+    size = (arguments.size_mib or 1024) * MIB
+    report.note(f"{size // MIB} MiB of made bf16 weights in {SHARDS} shards, one layer")
+    kit = find_kit(report)
+    caches = ("warm", "cold") if os.geteuid() == 0 else ("warm",)
+    if len(caches) == 1:
+        report.note("SKIPPED: unpacking from the disk, since only root may drop the page cache")
+    with make_world() as linked, make_world() as packed:
+        source = linked.folder / "weights"
+        subprocess.run([sys.executable, "-c", MAKE, source / "model", str(SHARDS), str(size)], check=True)
+        (source / "Kitfile").write_text(KITFILE)
+        ways = [*_ways(_Unpacking(report, linked, source, kit)), *_packed_ways(_Unpacking(report, packed, source, kit))]
+        for _ in range(arguments.rounds or 3):
+            for cache in caches:
+                for way in ways:
+                    way(cache)
+    return report
+
+
+Way = Callable[[str], None]
+
+
+def _ways(at: _Unpacking) -> list[Way]:
+    """kit, and kitfs from kit's blobs, by compression."""
+    if at.kit is None:
+        return []
+    ways: list[Way] = []
+    for compression in COMPRESSIONS:
+        reference = f"weights:{compression}"
+        options = ["-t", reference, "--compression", compression, "--progress", "none"]
+        run([at.kit, "pack", at.source, *options], at.world.environment)
+        ways += [_way(at, f"kit unpack, {compression}", at.kit, reference, "kitops", None)]
+    at.world.kitfs("--progress", "none", "import", at.world.folder / "kitops")
+    for compression in COMPRESSIONS:
+        reference = f"weights:{compression}"
+        name = f"kitfs unpack, {compression}, linked"
+        ways += [_way(at, name, KITFS[0], reference, "kitops", f"kit unpack, {compression}")]
+    return ways
+
+
+def _packed_ways(at: _Unpacking) -> list[Way]:
+    """kitfs from what it packed, which it keeps split where it is plain."""
+    ways: list[Way] = []
+    for compression in COMPRESSIONS:
+        reference = f"weights:{compression}"
+        at.world.kitfs("--progress", "none", "pack", at.source, "-t", reference, "--compression", compression)
+        name = f"kitfs unpack, {compression}, packed by kitfs"
+        ways += [_way(at, name, KITFS[0], reference, "home", f"kit unpack, {compression}")]
+    return ways
+
+
+def _way(at: _Unpacking, name: str, program: str, reference: str, store: str, other: str | None) -> Way:
+    command: list[str | Path] = [program, "unpack", reference]
+    return lambda cache: at.measure(name, command, at.world.folder / store, cache, other)
