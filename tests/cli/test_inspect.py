@@ -1,5 +1,8 @@
 """``kitfs info`` and ``inspect``: kit 1.7.0's output, byte by byte, and what kit has no answer to."""
 
+import hashlib
+import json
+
 import pytest
 
 TAR = "sha256:287937ed371eb5caca7bca881d2896c192c2742d58e597caedf2139faa547316"
@@ -37,14 +40,21 @@ def test_not_found(filled, verb):
     assert filled(verb, "X//y").code == 1
 
 
-@pytest.mark.parametrize("version", ["kit-v0.1.0", "kit-v0.1.3", "kit-v0.2.3", "kit-v0.2.5", "kit-v0.4.0"])
-def test_older_kits(kitfs, shared_fixtures, version):
-    """A ModelKit of an older kit is shown: info is the Kitfile that kit 1.7.0 unpacks, inspect has kit's four keys."""
-    kitfs("import", shared_fixtures / version, "--copy", "--progress", "none")
-    shown = kitfs("inspect", "myllm:3.1.4").json
-    assert list(shown) == ["digest", "cliVersion", "kitfile", "manifest"]
-    assert shown["kitfile"]["package"]["name"] == "slice"
-    assert kitfs("info", "myllm:3.1.4").out.startswith("manifestVersion: ")
+@pytest.mark.parametrize("version", ["v0.1.0", "v0.1.3", "v0.2.3", "v0.2.5", "v0.4.0", "v1.7.0"])
+def test_every_fixture(kitfs, shared_fixtures, version):
+    """Of every ModelKit of every kit info prints the Kitfile that kit 1.7.0 unpacked; inspect has kit's four keys."""
+    folder = shared_fixtures / f"kit-{version}"
+    kitfs("import", folder, "--copy", "--progress", "none")
+    kits = [item for item in kitfs("list", "--format", "json").json for _ in item["tags"]]
+    assert len(kits) == len(list((folder / "expected").iterdir())) + (version == "v1.7.0")  # latest is 3.1.4
+    for item in kits:
+        reference = f"{item['repo']}:{item['tags'][0]}"
+        expected = folder / "expected" / f"{reference.replace(':', '_').replace('/', '_')}.json"
+        (kitfile,) = [entry for entry in json.loads(expected.read_text()) if entry["path"] == "Kitfile"]
+        assert hashlib.sha256(kitfs("info", reference).out.encode()).hexdigest() == kitfile["sha256"]
+        shown = kitfs("inspect", reference).json
+        assert list(shown) == ["digest", "cliVersion", "kitfile", "manifest"]
+        assert shown["digest"] == item["digest"]
 
 
 def test_empty_kitfile(filled):
