@@ -48,6 +48,13 @@ def campaign(session: nox.Session) -> None:
 
 
 @nox.session
+def gc(session: nox.Session) -> None:
+    """Two minutes of collecting ten times a second beside pack, import, unpack, tag, remove, mount and read."""
+    _install(session)
+    session.run("pytest", "-s", "tests/e2e/test_gc_under_load.py", *session.posargs, env={"KITFS_GC_CAMPAIGN_S": "120"})
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """The demonstration of ``./dev demo``."""
     _install(session)
