@@ -1,10 +1,11 @@
 """Packing a tree whose names turn into symbolic links, and back, all the time: nothing outside of it is ever packed."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,64 @@ def read_layer(context_fd: int, layer: str, told: Counter[str]) -> list[tuple[st
                 data = os.read(fd, 100)
         found.append((entry.path, data))
     return found
+
+
+class Moments:
+    """Counts system calls that look at names, and swaps one name for its link before the n-th of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+        self._path = path
+        self._left = -1
+        for name in ("open", "stat", "listdir"):
+            monkeypatch.setattr(os, name, self._counting(getattr(os, name)))
+
+    def _counting(self, call: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object, **options: object) -> object:
+            self._left -= 1
+            if self._left == 0:
+                self.swap()
+            return call(*arguments, **options)
+
+        return counted
+
+    def swap(self) -> None:
+        """Exchange the name and its link."""
+        link = self._path.with_name(self._path.name + ".link")
+        aside = self._path.with_name("aside.link")
+        self._path.rename(aside)
+        link.rename(self._path)
+        aside.rename(link)
+
+    def arm(self, number: int) -> None:
+        """Swap before the ``number``-th call from now."""
+        self._left = number
+
+    def disarm(self) -> bool:
+        """Put the name back; whether it was swapped."""
+        swapped = self._left <= 0
+        self._left = -1
+        if swapped:
+            self.swap()
+        return swapped
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_name_swapped_at_any_moment_of_a_walk_leads_nowhere(tree: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """A name that becomes a link before any of the calls that look at names gives no name or byte from behind it."""
+    context_fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
+    moments = Moments(monkeypatch, tree / name)
+    tried = 0
+    for layer in LAYERS:
+        for number in range(1, 200):
+            moments.arm(number)
+            with contextlib.suppress(PathUnreadable):
+                found = read_layer(context_fd, layer, Counter())
+                assert not [path for path, data in found if SECRET in data or path.endswith("only")], number
+            if not moments.disarm():
+                break
+            tried += 1
+    os.close(context_fd)
+    assert tried > 20
 
 
 def test_walk_through_swapped_names_stays_inside(swapping: Path):
