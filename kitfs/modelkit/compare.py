@@ -87,15 +87,17 @@ def compare_members(store: StoreReads, a: Kit, b: Kit) -> list[MemberChange]:
     places_b = {_place(layer) for layer in b.layers}
     common = {place for layer in a.layers if (place := _place(layer)) in places_b}
     old = dict(_iter_files(store, [layer for layer in a.layers if _place(layer) not in common]))
-    new = dict(_iter_files(store, [layer for layer in b.layers if _place(layer) not in common]))
-    changes = []
-    for path in sorted(old.keys() | new.keys()):
-        before, after = old.get(path), new.get(path)
-        if before == after:
+    changes: dict[bytes, MemberChange] = {}
+    met: set[bytes] = set()  # a path that the second has twice counts once
+    for path, file in _iter_files(store, [layer for layer in b.layers if _place(layer) not in common]):
+        if path in met:
             continue
-        status: Status = "A" if before is None else "D" if after is None else "M"
-        changes.append(MemberChange(status, path, (after or before or _File(None, 0, 0)).size))
-    return changes
+        met.add(path)
+        before = old.pop(path, None)
+        if before != file:
+            changes[path] = MemberChange("A" if before is None else "M", path, file.size)
+    changes |= {path: MemberChange("D", path, file.size) for path, file in old.items()}
+    return [changes[path] for path in sorted(changes)]
 
 
 def _place(layer: KitLayer) -> tuple[object, ...]:
@@ -106,7 +108,7 @@ def _place(layer: KitLayer) -> tuple[object, ...]:
 def _iter_files(store: StoreReads, layers: Sequence[KitLayer]) -> Iterator[tuple[bytes, _File]]:
     for layer in layers:
         prefix = layer.prefix + b"/" if layer.prefix else b""
-        for member in store.get_toc(layer.digest):
+        for member in store.open_toc(layer.digest):
             if member.kind == KIND_FILE and layer.raw_path is not None:
                 yield layer.raw_path, _File(member.digest, member.size, layer.raw_mode)
             elif member.kind == KIND_FILE:

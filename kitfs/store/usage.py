@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from kitfs.digest import Digest, DigestMalformed
-from kitfs.store import catalog
+from kitfs.store import catalog, schema
 from kitfs.store.index import Index, Txn
 from kitfs.store.layout import Layout
 from kitfs.store.roots import iter_reached
@@ -135,7 +135,8 @@ def find_owners(index: Index, manifests: Sequence[Digest], members: Collection[D
 
 
 def _iter_members(txn: Txn, layer: Digest, wanted: Collection[bytes]) -> Iterator[Digest]:
-    if catalog.find_layer(txn, layer) is not None:
-        for member in catalog.get_toc(txn, layer):
+    record = catalog.find_layer(txn, layer)
+    for sequence in range(-(-record.member_count // schema.TOC_BATCH) if record else 0):
+        for member in catalog.get_toc_batch(txn, layer, sequence):
             if member.digest is not None and member.digest in wanted:
                 yield Digest.from_raw(member.digest)

@@ -1,6 +1,7 @@
 """Two ModelKits compared: kitops' own cases for manifests, then members."""
 
 import io
+import itertools
 import json
 import re
 import tarfile
@@ -57,11 +58,12 @@ def test_every_case_of_kitops_is_tried(corpora: Path):
 @pytest.fixture
 def compared(store_home: Path, tmp_path: Path, bring, make_layout):
     """Brings in two ModelKits of given layers and compares their members."""
+    numbers = itertools.count()
     with Store.open(store_home) as store:
 
         def compare(*layers) -> list[MemberChange]:
             kits = []
-            for number, entries in enumerate(layers):
+            for number, entries in zip(numbers, layers, strict=False):
                 bring(store, make_layout(tmp_path / f"kit{number}", "1", entries))
                 digest = find_manifest(store, parse_reference(f"kit{number}:1"))
                 kits.append(open_kit(store, digest))
@@ -92,6 +94,16 @@ def test_a_shared_layer_has_no_changes(compared, make_layer):
     """Files of a layer that both have are not listed, whatever else differs."""
     shared = make_layer("", {"shared": b"s"})
     assert compared([shared], [shared, make_layer("", {"more": b"m"})]) == [MemberChange("A", b"more", 1)]
+
+
+def test_a_path_that_is_there_twice_counts_once(compared, make_layer):
+    """A file that two layers of a ModelKit have at one path is one file."""
+    twice = [make_layer("", {"x": b"1", "y": b"2"}), make_layer("", {"x": b"1", "z": b"3"})]
+    assert compared([make_layer("", {"x": b"1"})], twice) == [MemberChange("A", b"y", 1), MemberChange("A", b"z", 1)]
+    assert compared(twice, [make_layer("+gzip", {"x": b"1"})]) == [
+        MemberChange("D", b"y", 1),
+        MemberChange("D", b"z", 1),
+    ]
 
 
 def tar_with_mode(mode: int) -> bytes:
