@@ -5,8 +5,8 @@ replaced in one step, in the order in which kit needs them: blobs, ``index.json`
 by), the repository's index, its tags. Entries that are there stay. Exports take turns; a kit that writes to the same
 repository in the same moment may still undo the new entries, as two kits do to each other: then export again.
 
-Layers are exported in whatever form they have: tar and gzip are read by kit 0.5 and newer, raw and zstd by none that was
-tried (1.0.1, 1.4.0, 1.7.0, the sources of August 2025).
+Layers are exported in whatever form they have: tar and gzip are read by kit 0.5 and newer, raw and zstd by none that
+was tried (1.0.1, 1.4.0, 1.7.0, the sources of August 2025).
 """
 
 from __future__ import annotations
