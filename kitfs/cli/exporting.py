@@ -58,7 +58,7 @@ def export(settings: Settings, reference: str, destination: Path | None, into_ki
             else:
                 assert destination is not None  # asked above
                 _export_layout(store, plan, destination, progress, force=force, full_name=full_name)
-    _print_plan(settings, plan, to_standard_output=destination == STANDARD_OUTPUT)
+    _print_plan(settings, plan, to_standard_output=destination == STANDARD_OUTPUT and not into_kit)
 
 
 def _export_to_kit(store: Store, plan: ExportPlan, place: Path, progress: Progress, *, force: bool) -> None:

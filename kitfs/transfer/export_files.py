@@ -153,7 +153,7 @@ def write_blobs(store: Store, blobs: Iterable[ExportedBlob], root: Path, *, mode
         blobs: Which.
         root: The layout's folder.
         mode: Permission bits of a new file.
-        progress: Is told of each blob that is not small.
+        progress: Is told of each blob.
 
     Raises:
         BlobNotFound, BlobCorrupt: when the store does not have one, or other bytes under its name.

@@ -69,9 +69,9 @@ class ImageIndex:
         """The bytes to write."""
         return go_json.encode(self._top)
 
-    def find_name(self, name: str) -> list[Digest]:
-        """What a name means here; several where somebody gave it twice."""
-        return [Digest.parse(str(entry["digest"])) for entry in self._entries if _name_of(entry) == name]
+    def find_name(self, name: str, full_name: str = "") -> list[Digest]:
+        """What a name, or a full reference, means here; several where somebody gave it twice."""
+        return [Digest.parse(str(entry["digest"])) for entry in self._entries if _is_named(entry, name, full_name)]
 
     def add(self, descriptor: Descriptor) -> None:
         """List a manifest, unless it is listed."""
@@ -79,12 +79,16 @@ class ImageIndex:
             self._entries.append(encode_descriptor(descriptor))
 
     def set_name(self, name: str, descriptor: Descriptor) -> None:
-        """Give a manifest a name, its ``ref.name`` annotation; what had it stays listed, without a name."""
-        named = self.find_name(name)
-        if named and set(named) == {descriptor.digest}:
+        """Give a manifest the name in its ``ref.name`` annotation; what had it stays listed, without a name.
+
+        So does what had its full reference under another ``ref.name``.
+        """
+        full_name = descriptor.annotations.get(ANNOTATION_IMAGE_NAME, "")
+        for entry in [entry for entry in self._entries if _is_named(entry, name, full_name)]:
+            if entry["digest"] != str(descriptor.digest):
+                self._unname(entry)
+        if self.find_name(name):
             return
-        for entry in [entry for entry in self._entries if _name_of(entry) == name]:
-            self._unname(entry)
         plain = _find_plain(self._entries, str(descriptor.digest))
         if plain is not None:
             self._entries.remove(plain)
@@ -107,6 +111,11 @@ def _annotations_of(entry: Entry) -> Mapping[str, str]:
 
 def _name_of(entry: Entry) -> str | None:
     return _annotations_of(entry).get(ANNOTATION_REF_NAME)
+
+
+def _is_named(entry: Entry, name: str, full_name: str) -> bool:
+    is_full = full_name != "" and _annotations_of(entry).get(ANNOTATION_IMAGE_NAME) == full_name
+    return is_full or _name_of(entry) == name
 
 
 def _find_plain(entries: Sequence[Entry], digest: str) -> Entry | None:

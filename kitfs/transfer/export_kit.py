@@ -2,10 +2,11 @@
 
 kit rewrites its files in place, takes no lock, and holds what it read in memory until it writes. Here each file is
 replaced in one step, in the order in which kit needs them: blobs, ``index.json`` (what kit's ``remove`` frees blobs
-by), the repository's index, its tags. Entries that are there stay. Layers are exported
-in whatever form they have: tar and gzip are read by kit 0.5 and newer, raw and zstd ones by none that was tried (1.0.1,
-1.4.0, 1.7.0, the sources of August 2025). Exports take turns; a kit that writes to the same
+by), the repository's index, its tags. Entries that are there stay. Exports take turns; a kit that writes to the same
 repository in the same moment may still undo the new entries, as two kits do to each other: then export again.
+
+Layers are exported in whatever form they have: tar and gzip are read by kit 0.5 and newer, raw and zstd by none that
+was tried (1.0.1, 1.4.0, 1.7.0, the sources of August 2025).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from kitfs.transfer import export_files
 from kitfs.transfer.export_index import ImageIndex, NameTaken, encode_descriptor
 from kitfs.transfer.export_layout import FILE_MODE, MARKER, DestinationNotUsable
 from kitfs.transfer.export_plan import ExportPlan
-from kitfs.transfer.kit_storage import STORAGE, parse_tags
+from kitfs.transfer.kit_storage import STORAGE, iter_layout_folders, parse_tags
 from kitfs.transfer.oci_layout import MARKER_SIZE_MAX, check_layout_version
 from kitfs.transfer.source import placed, read_plain
 
@@ -94,6 +95,8 @@ def _check(store: Store, kitops_home: Path, storage: Path) -> None:
     for folder in (kitops_home, storage):
         if folder.exists() and not folder.is_dir():
             raise DestinationNotUsable(folder, "it is not a folder")
+    if storage.exists() and next(iter_layout_folders(storage), None) is not None:
+        raise DestinationNotUsable(storage, "kit 0.1 or 0.2 wrote it", "`kit list` of a newer kit converts it")
     if (storage / "oci-layout").exists():
         check_layout_version(read_plain(storage, "oci-layout", limit=MARKER_SIZE_MAX), storage / "oci-layout")
 

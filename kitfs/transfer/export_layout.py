@@ -58,7 +58,7 @@ def add_kits(index: ImageIndex, plan: ExportPlan, place: str, *, full_name: bool
         if name is None or kit.name is None:
             index.add(kit.descriptor)
             continue
-        others = [str(digest) for digest in index.find_name(name) if digest != kit.manifest.digest]
+        others = [str(digest) for digest in index.find_name(name, kit.name) if digest != kit.manifest.digest]
         if others and not force:
             raise NameTaken(name, place, others[0], TAKEN_HINT)
         plain = kit.descriptor

@@ -163,7 +163,7 @@ class _Import:
         entry = entries[0]
         if entry.descriptor.media_type != OCI_MANIFEST:
             raise NotAModelKit(f"its media type is {entry.descriptor.media_type[:200]!r}")
-        names = tuple((item.repository, item.tag) for item in entries if item.repository and item.tag)
+        names = tuple(dict.fromkeys((item.repository, item.tag) for item in entries if item.repository and item.tag))
         with self._store.lease(f"import {entry.display}") as lease:
             change = self._store.change(lease)
             intake = Intake(self._store, lease, change, entry.blobs, origin=self._source.origin, copy=self._copy,

@@ -109,7 +109,7 @@ class KitStorage:
                 self.warnings.append(f"{path} does not name a repository ({error}): passed over")
 
     def _folder_repositories(self) -> Iterator[str]:
-        for folder in _iter_layout_folders(self.path):
+        for folder in iter_layout_folders(self.path):
             name = folder.relative_to(self.path).as_posix()
             try:
                 yield parse_repository(name)
@@ -203,7 +203,7 @@ def _is_layout(root: Path, name: str) -> bool:
     return (folder / "index.json").is_file() and (folder / "oci-layout").is_file()
 
 
-def _iter_layout_folders(root: Path) -> Iterator[Path]:
+def iter_layout_folders(root: Path) -> Iterator[Path]:
     """Folders with a layout at ``<host>/<repository>``, in order of their names, links passed over."""
     waiting = [folder for folder in _folders(root) if folder.name == "localhost" or {".", ":"} & set(folder.name)]
     seen = 0
@@ -228,7 +228,7 @@ def holds_repositories(folder: Path) -> bool:
     """Whether a folder looks like kit's storage: a repository's index, or layouts in folders below it."""
     if any(_INDEX_NAME.fullmatch(path.name) for path in folder.iterdir()):
         return True
-    return next(_iter_layout_folders(folder), None) is not None
+    return next(iter_layout_folders(folder), None) is not None
 
 
 def storage_folder(kitops_home: Path) -> Path | None:

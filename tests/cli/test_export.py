@@ -91,6 +91,18 @@ def test_no_file_is_shared_with_the_store(filled, tmp_path):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o644 for path in (tmp_path / "out/blobs/sha256").iterdir())
 
 
+def test_a_reference_means_one_thing_in_a_layout(filled, tmp_path, read_layout):
+    """A tag that has moved since it came along as a parent is refused with 7; --force takes the old name away."""
+    out = tmp_path / "out"
+    filled("export", TUNED_NAME, out, *PLAIN)
+    filled("export", "myllm:3.1.4", out, *PLAIN)
+    assert filled("--home", tmp_path / "a", "import", out, *PLAIN).out.count("myllm:3.1.4") == 1
+    filled("tag", "whole:dot", "myllm:3.1.4")
+    assert filled("export", "myllm:3.1.4", out, *PLAIN).code == 7
+    assert filled("export", "myllm:3.1.4", out, "--force", *PLAIN).code == 0
+    assert read_layout(out) == {"1": TUNED, "3.1.4": DOT, MYLLM: MYLLM}
+
+
 @pytest.mark.parametrize("place", ["out", "out.tar"])
 def test_the_umask_is_respected(filled, tmp_path, place):
     """Whoever keeps files private gets private ones."""

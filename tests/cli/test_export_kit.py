@@ -97,6 +97,14 @@ def test_refusals(filled, tmp_path):
     assert done.code == 1 and tags.name in done.err and files_of(tmp_path / "kit") == before
 
 
+def test_a_storage_of_kit_0_1_is_left_alone(filled, shared_fixtures, tmp_path):
+    """The older shape, from which newer kits would move its tags over ours, is refused and stays as it is."""
+    shutil.copytree(shared_fixtures / "kit-v0.1.0/storage", tmp_path / "kit/storage")
+    before = files_of(tmp_path / "kit")
+    done = filled("export", "--kit", "whole:dot", tmp_path / "kit", *PLAIN)
+    assert done.code == 2 and "kit list" in done.err and files_of(tmp_path / "kit") == before
+
+
 def test_what_breaks_kit(kitfs, shared_fixtures, tmp_path):
     """A ModelPack, at which `kit list` of today panics, is refused unless it is forced; raw layers are warned of."""
     kitfs("import", shared_fixtures / "modctl/layout", "--as", "mp", "--copy", *PLAIN)
