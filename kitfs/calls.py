@@ -28,6 +28,7 @@ class PrepareCall(msgspec.Struct):
         kitops_home: kit's home, looked at first when it is given.
         materialise: When members get files of their own.
         size_max: What members may take of the disk, as ``kitfs.store.quota`` reads it.
+        filters: What of the ModelKit is shown, as in ``kitfs.modelkit.filters``; none for all.
     """
 
     reference: str
@@ -37,6 +38,7 @@ class PrepareCall(msgspec.Struct):
     kitops_home: str = ""
     materialise: Literal["auto", "never", "always"] = "auto"
     size_max: str = ""
+    filters: list[str] = []
 
 
 class PrepareAnswer(msgspec.Struct):

@@ -56,15 +56,20 @@ class OptionUnknown(UsageError):
       examples=["kitfs mount myllm:3.1.4 /mnt/model", "kitfs mount --all /mnt/models"])  # fmt: skip
 @click.argument("words", nargs=-1, metavar="[REFERENCE] DIRECTORY")
 @click.option("--all", "everything", is_flag=True, help="Show the whole store as /repository/tag/….")
+@click.option("--filter", "filters", multiple=True, metavar="TYPES[:NAMES]",
+              help="Only what matches, as for unpack; several add up.")  # fmt: skip
 @click.option("-o", "options", multiple=True, metavar="OPTIONS",
               help=f"Comma separated: {_OPTIONS}.")  # fmt: skip
-def mount(settings: Settings, words: tuple[str, ...], everything: bool, options: tuple[str, ...]) -> None:
+def mount(settings: Settings, words: tuple[str, ...], everything: bool, filters: tuple[str, ...],
+          options: tuple[str, ...]) -> None:  # fmt: skip
     """Mount a ModelKit on an empty directory; returns when it can be read."""
     from kitfs import mounting
     from kitfs.calls import PrepareCall
 
     if len(words) != (1 if everything else 2):
         raise click.UsageError("mount wants REFERENCE DIRECTORY, or --all DIRECTORY")
+    if everything and filters:
+        raise click.UsageError("--filter goes with a REFERENCE, not with --all")
     parsed = _MountOptions.parse(options)
     cache = read_cache_settings()
     directory = Path(words[-1])
@@ -73,6 +78,7 @@ def mount(settings: Settings, words: tuple[str, ...], everything: bool, options:
     with mounting.check_mountpoint(directory, settings.home) as mountpoint:
         call = PrepareCall("" if everything else words[0], str(mountpoint.path), parsed.modes, parsed.meta)
         call.materialise, call.size_max = parsed.materialise or cache.materialise, cache.size_max
+        call.filters = list(filters)
         with _prepare(settings, call) as prepared:
             _mount_prepared(settings, prepared, ALL_SOURCE if everything else prepared.reference, mountpoint, parsed)
     if not settings.quiet and settings.log_level in ("info", "debug"):

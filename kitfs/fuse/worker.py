@@ -132,6 +132,7 @@ def _prepare(store: Store, order: PrepareOrder) -> HeldSession:
         uid=order.uid,
         gid=order.gid,
         options=SessionOptions(call.modes, call.meta, call.materialise, call.size_max),
+        filters=call.filters,
     )
 
 

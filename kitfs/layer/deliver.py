@@ -25,8 +25,9 @@ from kitfs.layer.reader import LayerReader
 from kitfs.store.records import TocMember
 from kitfs.store.store import Store
 
-PIECE_SIZE = 256 << 10
-"""Bytes that a thread reads and writes at once: they stay in its core's cache between the two."""
+PIECE_SIZE = 1 << 20
+"""Bytes that a thread reads and writes at once, in its core's cache: 768 MiB took 0.30 CPU-seconds of the kernel's warm
+and 0.50 cold, with 256 KiB 0.40 and 0.59 (2 cores, 2 threads, a busy machine; 4 threads took more)."""
 
 STRETCH_SIZE = 16 << 20
 """Bytes of one file that a thread writes before it looks what is next."""

@@ -7,6 +7,7 @@ fsynced, its lock is held, and garbage collection keeps everything it names.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import msgspec
 from kitfs.digest import checksum
 from kitfs.errors import KitfsError
 from kitfs.modelkit import NODES_MAX, TREE_VERSION
+from kitfs.modelkit.filters import parse_filters
 from kitfs.modelkit.resolve import resolve
 from kitfs.store.partials import boot_id
 from kitfs.store.sessions import HeldSession, SessionOptions, SessionRecord, new_session_id
@@ -45,6 +47,7 @@ def prepare_session(
     gid: int,
     options: SessionOptions,
     session_id: str | None = None,
+    filters: Sequence[str] = (),
 ) -> HeldSession:
     """Resolve what a mount shows and record it. The tree itself is built by the worker.
 
@@ -56,11 +59,14 @@ def prepare_session(
         gid: That user's group.
         options: What it shows and how.
         session_id: Name of the session, None to make one up.
+        filters: What of the ModelKit is shown, as in ``filters``; none for all.
 
     Raises:
         ModelKitNotFound: when the ModelKit or a parent is not in the store.
         MalformedError: when a manifest or Kitfile breaks its format.
+        FilterMalformed: when a filter breaks the grammar.
     """
+    parse_filters(filters)
     with store.lease("mount") as lease:
         resolved = resolve(store, reference) if reference else None
         for digest in resolved.digests if resolved else ():
@@ -74,6 +80,7 @@ def prepare_session(
             reference=resolved.reference if resolved else ALL_REFERENCE,
             manifests=[str(digest) for digest in resolved.digests] if resolved else [],
             options=options,
+            filter=list(filters),
             tree_version=TREE_VERSION,
             boot_id=boot_id(),
             created_s=int(time.time()),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
+from kitfs.modelkit.filters import EVERYTHING, Filter, parse_filters
 from kitfs.modelkit.prefetch import PathNotFound
 from kitfs.modelkit.resolve import ResolvedTree, reopen, resolve
 from kitfs.modelkit.tree import Tree, build_tree
@@ -59,12 +60,15 @@ def of_session(store: Store, record: SessionRecord, paths: Sequence[bytes]) -> l
     """
     if record.kind == "kit":
         resolved = reopen(store, record.reference, [Digest.parse(text) for text in record.manifests])
-        return [_target(store, resolved, paths)]
+        return [_target(store, resolved, paths, parse_filters(record.filter))]
     return _of_store(store, paths or [b""])
 
 
-def _target(store: Store, resolved: ResolvedTree, paths: Sequence[bytes]) -> Target:
-    return Target(resolved.reference, resolved.digests, build_tree(resolved, store.open_outline), list(paths))
+def _target(
+    store: Store, resolved: ResolvedTree, paths: Sequence[bytes], filters: Sequence[Filter] = EVERYTHING
+) -> Target:
+    tree = build_tree(resolved, store.open_outline, filters=filters)
+    return Target(resolved.reference, resolved.digests, tree, list(paths))
 
 
 def _of_store(store: Store, paths: Sequence[bytes]) -> list[Target]:

@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Callable, Sequence
 
 from kitfs.digest import Digest
+from kitfs.modelkit.filters import EVERYTHING, Filter
 from kitfs.modelkit.nodes import (
     InlineContent,
     MemberContent,
@@ -24,7 +25,8 @@ from kitfs.modelkit.nodes import (
     explicit_path,
     shown_mode,
 )
-from kitfs.modelkit.resolve import Kit, KitLayer, ResolvedTree, clean_path, find_filepath, is_model
+from kitfs.modelkit.resolve import Kit, KitLayer, ResolvedTree, clean_path, find_filepath
+from kitfs.modelkit.selection import select
 from kitfs.oci.kitfile_regenerate import encode_kitfile_yaml
 from kitfs.oci.mediatype import LayerKind
 from kitfs.store.outline import Outline
@@ -48,33 +50,41 @@ KITFILE = b"Kitfile"
 MODEL = b"model"
 
 
-def build_tree(resolved: ResolvedTree, get_outline: Callable[[Digest], Outline], *, meta: bool = True) -> Tree:
+def build_tree(
+    resolved: ResolvedTree,
+    get_outline: Callable[[Digest], Outline],
+    *,
+    meta: bool = True,
+    filters: Sequence[Filter] = EVERYTHING,
+) -> Tree:
     """The tree of a ModelKit and its parents.
 
     Args:
         resolved: The ModelKit, then its parents.
         get_outline: The outline of a layer.
         meta: Whether ``.kitfs/`` is shown.
+        filters: What of the ModelKit; none for all.
 
     Raises:
         TreeConflict: when two layers claim one path, or one claims ``Kitfile`` or ``.kitfs``.
     """
     kit = resolved.kits[0]
     tree = Tree(kit.manifest.created_s)
-    _add_reserved(tree, resolved, meta)
-    for distance, source in reversed(list(enumerate(resolved.kits))):
-        for layer in source.layers:
-            if distance == 0 or is_model(layer):
-                add_layer(tree, layer, get_outline(layer.digest))
-    tree.model = _model_path(resolved.kits)
+    selected = select(resolved, filters)
+    _add_reserved(tree, resolved, meta, selected[-1].has_kitfile)
+    layers = [layer for one in selected for layer in one.layers]
+    for layer in layers:
+        add_layer(tree, layer, get_outline(layer.digest))
+    if any(layer.type.kind is LayerKind.MODEL for layer in layers):
+        tree.model = _model_path(resolved.kits)
     _add_model_link(tree)
     return tree
 
 
-def _add_reserved(tree: Tree, resolved: ResolvedTree, meta: bool) -> None:
+def _add_reserved(tree: Tree, resolved: ResolvedTree, meta: bool, has_kitfile: bool) -> None:
     kit = resolved.kits[0]
     files: list[tuple[bytes, bytes]] = []
-    if kit.kitfile is not None:
+    if kit.kitfile is not None and has_kitfile:
         files.append((KITFILE, encode_kitfile_yaml(kit.kitfile)))
     if meta:
         files += [

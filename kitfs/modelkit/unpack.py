@@ -22,9 +22,10 @@ from kitfs.layer.crew import Crew, run_apart
 from kitfs.layer.deliver import Deliverer
 from kitfs.layer.policy import Materialise
 from kitfs.layer.reader import LayerReader
-from kitfs.modelkit.filters import EVERYTHING, Filter, for_parents, wants_any, wants_kitfile
+from kitfs.modelkit.filters import EVERYTHING, Filter
 from kitfs.modelkit.nodes import Tree, TreeConflict
-from kitfs.modelkit.resolve import Kit, KitLayer, ResolvedTree, resolve
+from kitfs.modelkit.resolve import KitLayer, resolve
+from kitfs.modelkit.selection import Selected, select
 from kitfs.modelkit.tree import KITFILE, add_layer
 from kitfs.modelkit.unpack_errors import PathExists, UnpackFailed
 from kitfs.modelkit.unpack_file import NewFile
@@ -134,40 +135,9 @@ def unpack(
         overwrite, ignore_existing = options.overwrite, options.ignore_existing
         with Target(directory, overwrite=overwrite, ignore_existing=ignore_existing) as target:
             run = _Run(store, target, report, progress or NoProgress(), say, warn)
-            wanted = _plan(resolved, options.filters)
-            run_apart("kitfs-unpack", lambda crew: run.unpack(crew, wanted))
+            selected = select(resolved, options.filters)
+            run_apart("kitfs-unpack", lambda crew: run.unpack(crew, selected))
     return report
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What is wanted of one ModelKit.
-
-    Attributes:
-        kit: The ModelKit.
-        name: As who refers to it does.
-        layers: In order.
-        has_kitfile: Whether its Kitfile is wanted.
-    """
-
-    kit: Kit
-    name: str
-    layers: list[KitLayer]
-    has_kitfile: bool
-
-
-def _plan(resolved: ResolvedTree, filters: tuple[Filter, ...]) -> list[_Wanted]:
-    """What is wanted of each ModelKit, the farthest parent first."""
-    wanted: list[_Wanted] = []
-    restricted: tuple[Filter, ...] | None = filters
-    name = resolved.reference
-    for kit in resolved.kits:
-        if restricted is None:
-            break
-        layers = [layer for layer in kit.layers if wants_any(restricted, layer.artifacts)]
-        wanted.append(_Wanted(kit, name, layers, wants_kitfile(restricted)))
-        restricted, name = for_parents(restricted), kit.parent or ""
-    return wanted[::-1]
 
 
 class _Run:
@@ -183,12 +153,12 @@ class _Run:
         self._say = say
         self._warn = warn
 
-    def unpack(self, crew: Crew, wanted: Sequence[_Wanted]) -> None:
+    def unpack(self, crew: Crew, selected: Sequence[Selected]) -> None:
         """Unpack in order; all is in place when this returns."""
-        is_in_order = self._is_overlapping([layer for one in wanted for layer in one.layers])
+        is_in_order = self._is_overlapping([layer for one in selected for layer in one.layers])
         deliverer = Deliverer(self._store, crew)
-        for one in wanted:
-            if one.kit is not wanted[-1].kit:
+        for one in selected:
+            if one.kit is not selected[-1].kit:
                 self._say(f"Unpacking referenced modelkit {one.name}")
             for descriptor in one.kit.unknown_layers:
                 self._warn(f"layer {descriptor.digest} has the unknown type {descriptor.media_type}; skipping it")

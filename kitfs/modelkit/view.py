@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from kitfs.digest import Digest
 from kitfs.layer.policy import Materialise
 from kitfs.modelkit import TREE_VERSION
+from kitfs.modelkit.filters import parse_filters
 from kitfs.modelkit.resolve import reopen
 from kitfs.modelkit.served import FOR_EVER_S, Attributes, NativeShare, OpenFile, Owner, ServedKit
 from kitfs.modelkit.sessions import SessionUnsupported
@@ -194,7 +195,7 @@ def open_view(store: Store, session: HeldSession) -> View:
 
         return StoreView(store, session)
     resolved = reopen(store, record.reference, [Digest.parse(text) for text in record.manifests])
-    tree = build_tree(resolved, store.open_outline, meta=record.options.meta)
+    tree = build_tree(resolved, store.open_outline, meta=record.options.meta, filters=parse_filters(record.filter))
     materialise = policy_of(record)
     return KitView(
         ServedKit(store, tree, owner_of(record), first=record.inode_first, root=ROOT, materialise=materialise)
