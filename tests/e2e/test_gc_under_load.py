@@ -157,9 +157,10 @@ class Campaign:
         }
 
     def pack(self, number: int) -> str:
-        """Another tree under a moving tag."""
+        """Another tree under a moving tag, by turns in each compression."""
         folder = write_tree(self._folder / "pack", number)
-        self._kitfs.run("pack", folder, "-t", f"mine:{number % NAMES}")
+        form = ("none", "gzip", "zstd", "gzip-fastest")[(number + number // NAMES) % 4]
+        self._kitfs.run("pack", folder, "-t", f"mine:{number % NAMES}", "--compression", form)
         return "packed"
 
     def pack_again(self, number: int) -> str:
