@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,7 +50,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 _SPECIAL = re.compile(r"([^\w@%+=:,./~-])")
 
 
-class Completed(StringParamType):
+class Completed(StringParamType, ABC):
     """A word that a shell can complete; on the command line it is text like any other."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
@@ -59,9 +60,9 @@ class Completed(StringParamType):
         except (KitfsError, OSError):
             return []
 
+    @abstractmethod
     def iter_items(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Iterator[CompletionItem[Any]]:
         """All that the word may be."""
-        raise NotImplementedError
 
 
 def _fits(item: CompletionItem[Any], incomplete: str) -> bool:

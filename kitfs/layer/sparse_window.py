@@ -11,6 +11,7 @@ weights by zlib's level 6, 2.5 KB for source code. Pure, any thread. (Bytes that
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from typing import NamedTuple
@@ -23,15 +24,23 @@ from kitfs.layer.span_decode import SpanBroken, peek_span
 _LEVEL = 3
 _NUMBERS = 255  # that one byte holds beside 0
 
-_PLACES = range(WINDOW_SIZE)
-_FIRST = bytes(place % _NUMBERS + 1 for place in _PLACES)
-_DIFFERENCE = bytes(place // _NUMBERS + 1 for place in _PLACES)
-_SECOND = bytes(first ^ difference for first, difference in zip(_FIRST, _DIFFERENCE, strict=True))
-_PLACE_OF = {
-    int.from_bytes(bytes(pair), sys.byteorder): place
-    for place, pair in enumerate(zip(_FIRST, _DIFFERENCE, strict=True))
-}
 _ALL_BITS = bytes((0, *(255,) * 255))  # for `translate`: 255 where a byte is not zero
+
+
+class _Numbers(NamedTuple):
+    first: bytes  # a dictionary
+    second: bytes  # the other
+    places: dict[int, int]  # by what the first holds and how the second differs, as one number
+
+
+@functools.cache
+def _number_places() -> _Numbers:
+    """Made when the first window is, and not in a worker that only reads: it takes 20 ms."""
+    first = bytes(place % _NUMBERS + 1 for place in range(WINDOW_SIZE))
+    difference = bytes(place // _NUMBERS + 1 for place in range(WINDOW_SIZE))
+    pairs = list(zip(first, difference, strict=True))
+    places = {int.from_bytes(bytes(pair), sys.byteorder): place for place, pair in enumerate(pairs)}
+    return _Numbers(first, bytes(one ^ other for one, other in pairs), places)
 
 
 class SparseWindow(NamedTuple):
@@ -104,7 +113,11 @@ def find_references(data: memoryview, shift: int, size: int, lead: int = 0) -> s
     Raises:
         SpanBroken: when the data does not decode.
     """
-    first, second = (peek_span(data, shift, numbers[:size], lead + WINDOW_SIZE)[lead:] for numbers in (_FIRST, _SECOND))
+    table = _number_places()
+    first, second = (
+        peek_span(data, shift, dictionary[:size], lead + WINDOW_SIZE)[lead:]
+        for dictionary in (table.first, table.second)
+    )
     length = len(first)
     if len(second) != length:
         raise SpanBroken("two decodings of one span differ in length")
@@ -114,4 +127,4 @@ def find_references(data: memoryview, shift: int, size: int, lead: int = 0) -> s
     picked = (numbers & mask).to_bytes(length, "little").translate(None, b"\0")
     pairs = bytearray(2 * len(picked))
     pairs[0::2], pairs[1::2] = picked, difference.translate(None, b"\0")
-    return {_PLACE_OF[pair] for pair in set(memoryview(pairs).cast("H"))}
+    return {table.places[pair] for pair in set(memoryview(pairs).cast("H"))}

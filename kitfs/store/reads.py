@@ -25,7 +25,7 @@ from kitfs.store.index import Index
 from kitfs.store.layout import Layout
 from kitfs.store.outline import Outline
 from kitfs.store.plain import NotPlain, open_plain
-from kitfs.store.records import BlobRecord, LayerRecord, ManifestRecord, MemberRecord, TagRecord, TocMember
+from kitfs.store.records import BlobRecord, LayerRecord, ManifestRecord, MemberRecord, Record, TagRecord, TocMember
 from kitfs.store.stamp import find_status, matches
 from kitfs.store.toc import Toc
 
@@ -154,9 +154,7 @@ class StoreReads:
         Raises:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
-        with self.index.read() as txn:
-            found = [(Digest.from_raw(key), record) for key, record in txn.iter(schema.MANIFESTS, ManifestRecord)]
-        return iter(found)
+        return self._iter_by_digest(schema.MANIFESTS, ManifestRecord)
 
     def iter_blobs(self) -> Iterator[tuple[Digest, BlobRecord]]:
         """All blobs, by digest.
@@ -164,9 +162,7 @@ class StoreReads:
         Raises:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
-        with self.index.read() as txn:
-            found = [(Digest.from_raw(key), record) for key, record in txn.iter(schema.BLOBS, BlobRecord)]
-        return iter(found)
+        return self._iter_by_digest(schema.BLOBS, BlobRecord)
 
     def iter_layers(self) -> Iterator[tuple[Digest, LayerRecord]]:
         """All layers, by digest.
@@ -174,8 +170,12 @@ class StoreReads:
         Raises:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
+        return self._iter_by_digest(schema.LAYERS, LayerRecord)
+
+    def _iter_by_digest(self, table: str, kind: type[Record]) -> Iterator[tuple[Digest, Record]]:
+        """All records of a table, read before the first is given."""
         with self.index.read() as txn:
-            found = [(Digest.from_raw(key), record) for key, record in txn.iter(schema.LAYERS, LayerRecord)]
+            found = [(Digest.from_raw(key), record) for key, record in txn.iter(table, kind)]
         return iter(found)
 
     def find_layer(self, digest: Digest) -> LayerRecord | None:

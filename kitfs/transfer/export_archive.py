@@ -16,7 +16,7 @@ from kitfs.store import durable
 from kitfs.store.store import Store
 from kitfs.transfer import export_files
 from kitfs.transfer.export_files import Sink, copy_blob
-from kitfs.transfer.export_index import ImageIndex
+from kitfs.transfer.export_index import LayoutIndex
 from kitfs.transfer.export_layout import FILE_MODE, MARKER, DestinationNotUsable, add_kits
 from kitfs.transfer.export_plan import ExportPlan
 
@@ -87,7 +87,7 @@ def export_stream(store: Store, plan: ExportPlan, fd: int, *, progress: Progress
 
 
 def _encode_index(plan: ExportPlan, place: str, *, full_name: bool) -> bytes:
-    index = ImageIndex(None)
+    index = LayoutIndex(None)
     add_kits(index, plan, place, full_name=full_name, force=False)
     return index.encode()
 

@@ -42,7 +42,7 @@ def encode_descriptor(descriptor: Descriptor) -> Entry:
     return entry
 
 
-class ImageIndex:
+class LayoutIndex:
     """An ``index.json`` that is added to.
 
     Args:

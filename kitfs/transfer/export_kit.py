@@ -25,7 +25,7 @@ from kitfs.oci.strict_json import decode
 from kitfs.progress import Progress
 from kitfs.store.store import Store
 from kitfs.transfer import export_files
-from kitfs.transfer.export_index import ImageIndex, NameTaken, encode_descriptor
+from kitfs.transfer.export_index import LayoutIndex, NameTaken, encode_descriptor
 from kitfs.transfer.export_layout import FILE_MODE, MARKER, DestinationNotUsable
 from kitfs.transfer.export_plan import ExportPlan
 from kitfs.transfer.kit_storage import STORAGE, iter_layout_folders, parse_tags
@@ -159,7 +159,7 @@ def _merge_tags(storage: Path, repository: str, named: Named, *, force: bool) ->
 
 def _merge_index(storage: Path, name: str, descriptors: Iterable[Descriptor], *, media_type: bool) -> bytes:
     raw = _read(storage, name)
-    make = partial(ImageIndex, media_type=media_type)
+    make = partial(LayoutIndex, media_type=media_type)
     index = make(None) if raw is None else placed(make, raw, storage / name)
     for descriptor in descriptors:
         index.add(descriptor)

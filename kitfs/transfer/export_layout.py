@@ -19,7 +19,7 @@ from kitfs.oci.manifest import ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, Descr
 from kitfs.progress import Progress
 from kitfs.store.store import Store
 from kitfs.transfer import export_files
-from kitfs.transfer.export_index import ImageIndex, NameTaken
+from kitfs.transfer.export_index import LayoutIndex, NameTaken
 from kitfs.transfer.export_plan import ExportedKit, ExportPlan
 from kitfs.transfer.kit_storage import holds_repositories
 from kitfs.transfer.oci_layout import LAYOUT_VERSION, MARKER_SIZE_MAX, check_layout_version
@@ -47,7 +47,7 @@ def name_in_layout(kit: ExportedKit, *, full_name: bool) -> str | None:
     return kit.name if full_name or kit.is_parent else kit.reference.tag
 
 
-def add_kits(index: ImageIndex, plan: ExportPlan, place: str, *, full_name: bool, force: bool) -> None:
+def add_kits(index: LayoutIndex, plan: ExportPlan, place: str, *, full_name: bool, force: bool) -> None:
     """Name all ModelKits of a plan in an index.
 
     Raises:
@@ -100,12 +100,12 @@ def export_layout(store: Store, plan: ExportPlan, folder: Path, *, progress: Pro
         export_files.write_small(folder / "index.json", index.encode(), mode=FILE_MODE)
 
 
-def _read_index(folder: Path) -> ImageIndex:
+def _read_index(folder: Path) -> LayoutIndex:
     try:
         raw = read_plain(folder, "index.json")
     except (FileNotFoundError, NotADirectoryError):
-        return ImageIndex(None)
-    return placed(ImageIndex, raw, folder / "index.json")
+        return LayoutIndex(None)
+    return placed(LayoutIndex, raw, folder / "index.json")
 
 
 def _check_folder(store: Store, folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from kitfs.modelkit.sessions import prepare_session
 from kitfs.oci.reference import parse_reference
 from kitfs.progress import NoProgress
 from kitfs.store import catalog, schema
+from kitfs.store.fsck import check
 from kitfs.store.records import InodeRange
 from kitfs.store.sessions import SessionOptions
 from kitfs.store.store import Store
@@ -25,6 +27,14 @@ from kitfs.transfer.detect import open_source
 from kitfs.transfer.importer import import_source
 
 KITOPS = "application/vnd.kitops.modelkit"
+
+
+@pytest.fixture
+def store(store_home: Path) -> Iterator[Store]:
+    """A store, in which fsck finds nothing when the test is done."""
+    with Store.open(store_home) as store:
+        yield store
+        assert check(store).problems == []
 
 
 def make_layout(

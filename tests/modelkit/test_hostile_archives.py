@@ -5,7 +5,7 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ from kitfs.errors import KitfsError, MalformedError
 from kitfs.modelkit.unpack import UnpackOptions, unpack
 from kitfs.modelkit.unpack_errors import UnpackFailed
 from kitfs.oci.reference import parse_reference
-from kitfs.store.fsck import check
 from kitfs.store.store import Store
 from kitfs.transfer.detect import open_source
 from kitfs.transfer.importer import import_source
@@ -73,13 +72,6 @@ REFUSED = {
     "cut short": tar_of(entry("a", bytes(5000)))[:3000],
     **{what: tar_of(FINE, member) for what, member in LINKS.items()},
 }
-
-
-@pytest.fixture
-def store(store_home: Path) -> Iterator[Store]:
-    with Store.open(store_home) as store:
-        yield store
-        assert check(store).problems == []
 
 
 def import_kit(store: Store, layout: Path) -> None:

@@ -46,7 +46,10 @@ def store(store_home):
         assert check(store, read_data=True).problems == []
 
 
-def pack_once(store, context, *references, options=PackOptions()):  # noqa: B008  # it is frozen
+PLAIN = PackOptions()
+
+
+def pack_once(store, context, *references, options=PLAIN):
     return pack(store, context, None, list(references or (MINE,)), options=options, created_s=1_700_000_000)
 
 

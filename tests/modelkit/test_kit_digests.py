@@ -1,14 +1,10 @@
 """Layer digests that kit 1.7.0 gave for one awkward tree; each was read from the manifest that it wrote."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from kitfs.modelkit.pack import pack
 from kitfs.oci.manifest import parse_manifest
-from kitfs.store.fsck import check
 from kitfs.store.store import Store
 
 KITFILE = """\
@@ -152,13 +148,6 @@ def make_awkward(folder: Path) -> Path:
     for name, mode in MODES.items():
         (folder / name).chmod(mode)
     return folder
-
-
-@pytest.fixture
-def store(store_home: Path) -> Iterator[Store]:
-    with Store.open(store_home) as store:
-        yield store
-        assert check(store).problems == []
 
 
 def test_awkward_tree_has_kits_layer_digests(store: Store, tmp_path: Path):

@@ -15,7 +15,6 @@ from kitfs.modelkit.pack import pack
 from kitfs.oci.kitfile import parse_kitfile_json
 from kitfs.oci.manifest import Manifest, parse_manifest
 from kitfs.oci.reference import Reference, parse_reference
-from kitfs.store.fsck import check
 from kitfs.store.records import KIND_FILE
 from kitfs.store.store import Store
 
@@ -50,13 +49,6 @@ def tree(folder: Path, files: dict[str, str], kitfile: str) -> Path:
         path.write_text(text)
     (folder / "Kitfile").write_text(kitfile)
     return folder
-
-
-@pytest.fixture
-def store(store_home: Path):
-    with Store.open(store_home) as store:
-        yield store
-        assert check(store).problems == []
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from kitfs.modelkit.pack_options import PackOptions
 from kitfs.oci.manifest import parse_manifest
 from kitfs.oci.mediatype import LayerFormat
 from kitfs.oci.reference import parse_reference
-from kitfs.store.fsck import check
 from kitfs.store.store import Store
 
 PACK_AND_TELL = (
@@ -25,13 +23,6 @@ PACK_AND_TELL = (
     "assert run(['--progress', 'none', '-q', 'pack', sys.argv[1], '--compression', sys.argv[2]]) == 0\n"
     "print(next(line.split()[1] for line in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in line))"
 )
-
-
-@pytest.fixture
-def store(store_home: Path) -> Iterator[Store]:
-    with Store.open(store_home) as store:
-        yield store
-        assert check(store).problems == []
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,15 +20,7 @@ from kitfs.oci.kitfile import KitfileMalformed
 from kitfs.oci.manifest import parse_manifest
 from kitfs.oci.reference import Reference, parse_reference
 from kitfs.store.errors import StoreWriteFailed
-from kitfs.store.fsck import check
 from kitfs.store.store import Store
-
-
-@pytest.fixture
-def store(store_home: Path) -> Iterator[Store]:
-    with Store.open(store_home) as store:
-        yield store
-        assert check(store).problems == []
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from kitfs.progress import NoProgress
 from kitfs.store.store import Store
 from kitfs.transfer import export_files
 from kitfs.transfer.detect import open_source
-from kitfs.transfer.export_index import ImageIndex
+from kitfs.transfer.export_index import LayoutIndex
 from kitfs.transfer.export_layout import export_layout
 from kitfs.transfer.export_plan import plan_export
 from kitfs.transfer.importer import import_source
@@ -30,14 +30,14 @@ def descriptor(number: int, name: str | None = None) -> Descriptor:
     return Descriptor(OCI_MANIFEST, Digest.of(bytes([number])), 100, annotations)
 
 
-def names_in(index: ImageIndex) -> list[tuple[str | None, Digest]]:
+def names_in(index: LayoutIndex) -> list[tuple[str | None, Digest]]:
     return [(entry.annotations.get(ANNOTATION_REF_NAME), entry.digest) for entry in parse_index(index.encode())]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([None, "a", "b", "c"])), max_size=12))
 def test_an_index_is_a_dictionary_of_names_that_loses_no_manifest(steps):
     """The last manifest that got a name has it, alone, and every manifest that was ever added stays listed."""
-    index, expected = ImageIndex(None), {}
+    index, expected = LayoutIndex(None), {}
     for number, name in steps:
         if name is None:
             index.add(descriptor(number))
@@ -50,7 +50,7 @@ def test_an_index_is_a_dictionary_of_names_that_loses_no_manifest(steps):
     assert {digest for _, digest in found} == {descriptor(number).digest for number, _ in steps}
     unnamed = [digest for name, digest in found if name is None]
     assert len(unnamed) == len(set(unnamed)) and not set(unnamed) & set(expected.values())
-    assert names_in(ImageIndex(index.encode())) == found
+    assert names_in(LayoutIndex(index.encode())) == found
 
 
 def test_other_keys_stay(tmp_path):
@@ -58,7 +58,7 @@ def test_other_keys_stay(tmp_path):
     entry = {"mediaType": OCI_MANIFEST, "digest": str(descriptor(1).digest), "size": 100, "artifactType": "x/y",
              "annotations": {ANNOTATION_REF_NAME: "a", "k": "v"}}  # fmt: skip
     raw = json.dumps({"schemaVersion": 2, "manifests": [entry], "annotations": {"n": "m"}}).encode()
-    index = ImageIndex(raw)
+    index = LayoutIndex(raw)
     index.set_name("a", descriptor(2, "a"))
     top = json.loads(index.encode())
     assert top["annotations"] == {"n": "m"} and top["manifests"][0] == entry | {"annotations": {"k": "v"}}
@@ -68,7 +68,7 @@ def test_other_keys_stay(tmp_path):
 def test_what_is_no_index_is_refused(raw):
     """An index that breaks its format is never written back."""
     with pytest.raises(ManifestMalformed):
-        ImageIndex(raw)
+        LayoutIndex(raw)
 
 
 @pytest.fixture
