@@ -26,8 +26,8 @@ from pathlib import Path
 import msgspec
 
 from kitfs.errors import KitfsError, NotFoundError
+from kitfs.modelkit.entries import META_NAME
 from kitfs.modelkit.licenses import LICENSE_SIZE_MAX, find_license
-from kitfs.modelkit.walk import META_NAME
 from kitfs.oci.kitfile import KITFILE_NAMES, Code, Dataset, Docs, Kitfile, Model, ModelPart, Package
 
 CODE_FOLDERS_MAX = 5

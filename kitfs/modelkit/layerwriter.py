@@ -8,14 +8,12 @@ its layer stays.
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.archive.tar_write import END_OF_ARCHIVE, encode_member_header, padding
-from kitfs.errors import KitfsError
 from kitfs.layer.indexer import LayerIndex, LayerIndexer
-from kitfs.modelkit.walk import Entry, naming
+from kitfs.modelkit.entries import Advance, Entry
 from kitfs.oci.mediatype import Compression, LayerFormat
 from kitfs.store.lease import Lease
 from kitfs.store.split_ingest import SplitIngest
@@ -23,26 +21,14 @@ from kitfs.store.store import Store
 
 _PIECE_SIZE = 1 << 20
 
-Advance = Callable[[int], None]
-"""Told how many more bytes of files were read; what it raises ends the stream."""
 
-
-class FileChanged(KitfsError):
-    """A file that changed while it was being packed.
-
-    Attributes:
-        path: Relative to the packed directory.
-    """
-
-    hint = "pack again when nothing writes to the directory"
-
-    def __init__(self, path: str) -> None:
-        super().__init__(f"{path!r} changed while it was being packed")
-        self.path = path
-
-
-def iter_tar(entries: Iterable[Entry], advance: Advance) -> Iterator[bytes]:
+def iter_tar(entries: Iterable[Entry], advance: Advance, prefix: str = "") -> Iterator[bytes]:
     """The bytes of a tar of the entries, in their order, in pieces of about 1 MiB.
+
+    Args:
+        entries: As ``entries.iter_layer`` gives them.
+        advance: Told of each piece of a file.
+        prefix: Directory that the names in the tar are relative to (kit before 0.5).
 
     Raises:
         FileChanged: while iterating, when a file's size or time changed meanwhile.
@@ -51,7 +37,7 @@ def iter_tar(entries: Iterable[Entry], advance: Advance) -> Iterator[bytes]:
     """
     pending: list[bytes] = []
     pending_size = 0
-    for part in _iter_tar_parts(entries, advance):
+    for part in _iter_tar_parts(entries, advance, prefix):
         pending.append(part)
         pending_size += len(part)
         if pending_size >= _PIECE_SIZE:
@@ -60,42 +46,26 @@ def iter_tar(entries: Iterable[Entry], advance: Advance) -> Iterator[bytes]:
     yield b"".join(pending)
 
 
-def _iter_tar_parts(entries: Iterable[Entry], advance: Advance) -> Iterator[bytes]:
+def _iter_tar_parts(entries: Iterable[Entry], advance: Advance, prefix: str) -> Iterator[bytes]:
     for entry in entries:
-        name = os.fsencode(entry.path)
-        if entry.kind is MemberKind.DIRECTORY:
-            mode = stat.S_IMODE(entry.status.st_mode)
-            yield encode_member_header(name, kind=MemberKind.DIRECTORY, size=0, mode=mode)
+        name = _name(entry.path, prefix)
+        if name is None:
             continue
-        with entry.open() as (fd, status):
-            mode = stat.S_IMODE(status.st_mode)
-            yield encode_member_header(name, kind=MemberKind.FILE, size=status.st_size, mode=mode)
-            yield from iter_file(fd, status, entry.path, advance)
-        yield padding(status.st_size)
+        if entry.kind is MemberKind.DIRECTORY:
+            yield encode_member_header(name, kind=MemberKind.DIRECTORY, size=0, mode=entry.mode)
+            continue
+        with entry.open(advance) as (mode, size, pieces):
+            yield encode_member_header(name, kind=MemberKind.FILE, size=size, mode=mode)
+            yield from pieces
+        yield padding(size)
     yield END_OF_ARCHIVE
 
 
-def iter_file(fd: int, status: os.stat_result, path: str, advance: Advance) -> Iterator[bytes]:
-    """The bytes of an open file, as long as it was when its status was taken.
-
-    Raises:
-        FileChanged: while iterating, when its size or time is not what the status says.
-        PathUnreadable: when it can not be read.
-    """
-    left = status.st_size
-    while left:
-        with naming(path):
-            data = os.read(fd, min(left, _PIECE_SIZE))
-        if not data:
-            raise FileChanged(path)
-        advance(len(data))
-        left -= len(data)
-        yield data
-    with naming(path):
-        after = os.fstat(fd)
-        has_more = bool(os.read(fd, 1))
-    if has_more or (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
-        raise FileChanged(path)
+def _name(path: str, prefix: str) -> bytes | None:
+    """An entry's name in the tar; None for a directory that the names are relative to, or one above it."""
+    if not prefix:
+        return os.fsencode(path)
+    return os.fsencode(path.removeprefix(f"{prefix}/")) if path.startswith(f"{prefix}/") else None
 
 
 def write_layer(

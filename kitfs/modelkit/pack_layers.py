@@ -8,7 +8,6 @@ ends the others at their next piece; nothing stays of what was not whole.
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from kitfs.layer.compress import compress
 from kitfs.layer.index_blob import get_layer_index
 from kitfs.layer.indexer import LayerIndex
-from kitfs.modelkit.layerwriter import iter_file, iter_tar, write_layer
+from kitfs.modelkit.entries import Reading
+from kitfs.modelkit.layerwriter import iter_tar, write_layer
 from kitfs.modelkit.pack_options import LayerPlan
-from kitfs.modelkit.pack_source import PackSource
+from kitfs.modelkit.pack_source import Source
 from kitfs.modelkit.stored_layers import find_candidates, find_same
 from kitfs.oci import go_json
 from kitfs.oci.manifest import ANNOTATION_FILE_METADATA, ANNOTATION_FILEPATH, ANNOTATION_SUBTYPE
@@ -61,7 +61,7 @@ class _Stopped(Exception):
 
 
 def pack_layers(
-    store: Store, lease: Lease, source: PackSource, plans: Sequence[LayerPlan], progress: Progress
+    store: Store, lease: Lease, source: Source, plans: Sequence[LayerPlan], progress: Progress
 ) -> list[PackedLayer]:
     """Bring all layers into the store; in the order of the plans.
 
@@ -97,7 +97,7 @@ class _Packing:
         self,
         store: Store,
         lease: Lease,
-        source: PackSource,
+        source: Source,
         progress: Progress,
         compressing: ThreadPoolExecutor,
         ahead: int,
@@ -173,22 +173,22 @@ class _Packing:
             annotations[ANNOTATION_SUBTYPE] = plan.artifact.subtype
         with ExitStack() as stack:
             if plan.type.format is LayerFormat.RAW:
-                fd, status = stack.enter_context(self._source.open_file(plan.path))
-                annotations[ANNOTATION_FILE_METADATA] = _file_metadata(plan.path, status)
-                pieces = iter_file(fd, status, plan.path, advance)
+                file = stack.enter_context(self._source.open_file(plan.path, advance))
+                annotations[ANNOTATION_FILE_METADATA] = _file_metadata(plan.path, file)
+                pieces = file.pieces
             else:
                 pieces = iter_tar(self._source.iter_entries(plan.path), advance)
             yield compress(pieces, plan.compression, self._compressing, self._ahead), annotations
 
 
-def _file_metadata(path: str, status: os.stat_result) -> str:
+def _file_metadata(path: str, file: Reading) -> str:
     """What model-spec records of a raw layer's file; the time is the epoch, so that equal files pack equally."""
     metadata = {
         "name": path.rpartition("/")[2],
-        "mode": stat.S_IMODE(status.st_mode) & 0o777,
+        "mode": file.mode & 0o777,
         "uid": 0,
         "gid": 0,
-        "size": status.st_size,
+        "size": file.size,
         "mtime": "1970-01-01T00:00:00Z",
         "typeflag": 0,
     }

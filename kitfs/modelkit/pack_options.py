@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kitfs.layer.compress import PackCompression
-from kitfs.modelkit.pack_source import PackSource, PackUnusable
+from kitfs.modelkit.pack_source import PackUnusable, Source
 from kitfs.modelkit.walk import PathsUnpackable
 from kitfs.oci.kitfile import Artifact, Kitfile, clean_path, iter_artifacts
 from kitfs.oci.mediatype import Family, LayerFormat, LayerKind, LayerType
@@ -73,7 +73,7 @@ def check_options(kitfile: Kitfile, options: PackOptions) -> None:
         )
 
 
-def plan_layers(source: PackSource, kitfile: Kitfile, options: PackOptions) -> list[LayerPlan]:
+def plan_layers(source: Source, kitfile: Kitfile, options: PackOptions) -> list[LayerPlan]:
     """All layers, in the order of the manifest.
 
     Raises:

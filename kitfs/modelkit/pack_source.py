@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.errors import UsageError
 from kitfs.modelkit import walk
+from kitfs.modelkit.entries import Advance, Entry, PathUnreadable, Reading
 from kitfs.modelkit.ignore import IGNORE_NAME, IGNORE_SIZE_MAX, IgnoreRules, parse_ignore
 
 
@@ -22,28 +24,30 @@ class PackUnusable(UsageError):
     """A request to pack that makes no sense: no directory, a tag that is a digest, a form that a layer can not have."""
 
 
-class PackSource:
-    """A directory with what ``.kitignore`` and the Kitfile say of it; get it from ``open_source``."""
+class Source(ABC):
+    """A tree that layers are made of; several threads may walk it at once."""
 
-    def __init__(self, fd: int, rules: IgnoreRules, model_link: str, warn: Callable[[str], None]) -> None:
-        self._fd = fd
-        self._rules = rules
-        self._model_link = model_link
+    def __init__(self, rules: IgnoreRules, warn: Callable[[str], None]) -> None:
+        """Begin.
+
+        Args:
+            rules: What belongs into which layer.
+            warn: Told what a person should know.
+        """
+        self.rules = rules
         self._warn = warn
-        self._skipped: set[str] = set()
-        self._lock = threading.Lock()
 
-    def iter_entries(self, path: str) -> Iterator[walk.Entry]:
-        """The files and directories of the layer at a cleaned path, in order; see ``walk.iter_entries``.
+    @abstractmethod
+    def iter_entries(self, path: str) -> Iterator[Entry]:
+        """The files and directories of the layer at a cleaned path, in order.
 
         Raises:
             PathUnreadable: while iterating.
         """
-        return walk.iter_entries(self._fd, path, self._rules.layer(path), self._note_skipped)
 
     @contextmanager
-    def open_file(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
-        """The one file of a layer, with its status.
+    def open_file(self, path: str, advance: Advance) -> Iterator[Reading]:
+        """The one file of a layer.
 
         Raises:
             PathsUnpackable: when the path is no file, or is left out.
@@ -52,7 +56,7 @@ class PackSource:
         entries = self.iter_entries(path)  # an entry is good while its walk is
         for entry in entries:
             if entry.path == path and entry.kind is MemberKind.FILE:
-                with entry.open() as opened:
+                with entry.open(advance) as opened:
                     yield opened
                     return
         raise walk.PathsUnpackable([f"{path} is no file any more"])
@@ -67,7 +71,7 @@ class PackSource:
         for entry in self.iter_entries(path):
             entry_count += 1
             if entry.kind is MemberKind.FILE:
-                size += entry.status.st_size
+                size += entry.size
                 file_count += 1
             if ".." in entry.path:
                 self._warn(f"{entry.path} holds '..' in its name; kit leaves such files out and does not unpack them")
@@ -80,6 +84,21 @@ class PackSource:
         if any(entry.path == path and entry.kind is MemberKind.FILE for entry in self.iter_entries(path)):
             return None
         return f"{path} is no file, or is left out by {IGNORE_NAME}; a raw layer is the bytes of one file"
+
+
+class DirectorySource(Source):
+    """A directory on the disk, with what ``.kitignore`` and the Kitfile say of it; get it from ``open_source``."""
+
+    def __init__(self, fd: int, rules: IgnoreRules, model_link: str, warn: Callable[[str], None]) -> None:
+        super().__init__(rules, warn)
+        self._fd = fd
+        self._model_link = model_link
+        self._skipped: set[str] = set()
+        self._lock = threading.Lock()
+
+    def iter_entries(self, path: str) -> Iterator[walk.DiskEntry]:
+        """See ``walk.iter_entries``."""
+        return walk.iter_entries(self._fd, path, self.rules.layer(path), self._note_skipped)
 
     def _note_skipped(self, path: str, mode: int) -> None:
         """Warn once of a symbolic link or device; the link that a mount shows at ``model`` is our own."""
@@ -98,7 +117,7 @@ class PackSource:
 @contextmanager
 def open_source(
     context: Path, entry_paths: Iterable[str], model_link: str, warn: Callable[[str], None]
-) -> Iterator[PackSource]:
+) -> Iterator[DirectorySource]:
     """A directory for the time of the block.
 
     Args:
@@ -117,7 +136,7 @@ def open_source(
         raise PackUnusable(f"{context} can not be packed: {error.strerror}") from error
     try:
         rules = IgnoreRules(parse_ignore(_read_ignore(fd)), list(entry_paths))
-        yield PackSource(fd, rules, model_link, warn)
+        yield DirectorySource(fd, rules, model_link, warn)
     finally:
         os.close(fd)
 
@@ -128,6 +147,6 @@ def _read_ignore(context_fd: int) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise walk.PathUnreadable(IGNORE_NAME, error.strerror or type(error).__name__) from error
+        raise PathUnreadable(IGNORE_NAME, error.strerror or type(error).__name__) from error
     with walk.naming(IGNORE_NAME), open(fd, "rb") as file:
         return file.read(IGNORE_SIZE_MAX + 1)

@@ -1,9 +1,7 @@
-"""What of a directory belongs into one layer, in the order of kit's tars.
+"""A directory that is packed, as its files and directories lie on the disk.
 
-The order is that of Go's ``filepath.Walk``: a directory before what it holds, names of a directory in byte order.
-Directories above the layer's path come first, then the path itself, then all below it. Nothing is followed through
-a symbolic link: every step opens a name inside an open directory, and whatever is neither a regular file nor a
-directory is passed over and reported. Used by pack; reads the directory, changes nothing.
+Nothing is followed through a symbolic link: every step opens a name inside an open directory, and whatever is neither a
+regular file nor a directory is passed over and reported. Used by pack and derive; reads the directory, changes nothing.
 """
 
 from __future__ import annotations
@@ -16,31 +14,28 @@ from dataclasses import dataclass
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.errors import KitfsError, UsageError
+from kitfs.modelkit.entries import META_NAME, Advance, PathUnreadable, Reading, iter_layer
 from kitfs.modelkit.ignore import LayerRules
+from kitfs.modelkit.nodes import MemberContent
 
-DEPTH_MAX = 200
-"""Directories inside each other; each keeps one descriptor open while it is walked."""
-
-META_NAME = ".kitfs"
-"""The folder that a mount shows at its root; never packed."""
-
+_PIECE_SIZE = 1 << 20
 _RAW_RULE = "a raw layer is the bytes of one file"
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class PathUnreadable(KitfsError):
-    """A file or directory that can not be packed.
+class FileChanged(KitfsError):
+    """A file that changed while it was being packed.
 
     Attributes:
         path: Relative to the packed directory.
-        reason: What the system says, or what is wrong.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"can not pack {path!r}: {reason}")
+    hint = "pack again when nothing writes to the directory"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path!r} changed while it was being packed")
         self.path = path
-        self.reason = reason
 
 
 class PathsUnpackable(UsageError):
@@ -58,8 +53,8 @@ class PathsUnpackable(UsageError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One file or directory of a layer; valid until the walk goes on.
+class DiskEntry:
+    """One file or directory on the disk; valid until the walk goes on.
 
     Attributes:
         path: Relative to the packed directory.
@@ -76,9 +71,24 @@ class Entry:
         """File or directory."""
         return MemberKind.DIRECTORY if stat.S_ISDIR(self.status.st_mode) else MemberKind.FILE
 
+    @property
+    def mode(self) -> int:
+        """Permission bits."""
+        return stat.S_IMODE(self.status.st_mode)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a file."""
+        return self.status.st_size
+
+    @property
+    def member(self) -> MemberContent | None:
+        """What lies on a disk is no layer's."""
+        return None
+
     @contextmanager
-    def open(self) -> Iterator[tuple[int, os.stat_result]]:
-        """The file's descriptor and status, taken together.
+    def open(self, advance: Advance) -> Iterator[Reading]:
+        """The file's bytes, with its mode and size of the time when it was opened.
 
         Raises:
             PathUnreadable: when it can not be opened, or is no regular file any more.
@@ -89,9 +99,32 @@ class Entry:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise PathUnreadable(self.path, "it is no regular file any more")
-            yield fd, status
+            yield Reading(stat.S_IMODE(status.st_mode), status.st_size, iter_file(fd, status, self.path, advance))
         finally:
             os.close(fd)
+
+
+def iter_file(fd: int, status: os.stat_result, path: str, advance: Advance) -> Iterator[bytes]:
+    """The bytes of an open file, as long as it was when its status was taken.
+
+    Raises:
+        FileChanged: while iterating, when its size or time is not what the status says.
+        PathUnreadable: when it can not be read.
+    """
+    left = status.st_size
+    while left:
+        with naming(path):
+            data = os.read(fd, min(left, _PIECE_SIZE))
+        if not data:
+            raise FileChanged(path)
+        advance(len(data))
+        left -= len(data)
+        yield data
+    with naming(path):
+        after = os.fstat(fd)
+        has_more = bool(os.read(fd, 1))
+    if has_more or (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+        raise FileChanged(path)
 
 
 @contextmanager
@@ -112,7 +145,7 @@ def find_problem(context_fd: int, path: str, *, wants_file: bool = False) -> str
         wants_file: Whether the layer is raw, the bytes of one file.
     """
     if path == ".":
-        return f"{path} is a directory, and {_RAW_RULE}" if wants_file else None
+        return describe_problem(path, stat.S_IFDIR, wants_file=wants_file)
     with ExitStack() as stack:
         fd = context_fd
         *parents, name = path.split("/")
@@ -124,9 +157,16 @@ def find_problem(context_fd: int, path: str, *, wants_file: bool = False) -> str
                 stack.callback(os.close, fd)
             mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
         except FileNotFoundError:
-            return f"{path} does not exist"
+            return describe_problem(path, None, wants_file=wants_file)
         except OSError as error:
             return f"{path}: {error.strerror}"
+    return describe_problem(path, mode, wants_file=wants_file)
+
+
+def describe_problem(path: str, mode: int | None, *, wants_file: bool) -> str | None:
+    """Why a layer can not be made of what has a mode (``st_mode``; None for nothing), or None when it can."""
+    if mode is None:
+        return f"{path} does not exist"
     if stat.S_ISLNK(mode):
         return f"{path} is a symbolic link"
     if wants_file and stat.S_ISDIR(mode):
@@ -134,10 +174,64 @@ def find_problem(context_fd: int, path: str, *, wants_file: bool = False) -> str
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else f"{path} is neither a file nor a directory"
 
 
+class DiskFolder:
+    """An open directory."""
+
+    def __init__(self, fd: int, path: str, skipped: Callable[[str, int], None]) -> None:
+        """Begin.
+
+        Args:
+            fd: Nobody else lists it meanwhile.
+            path: Relative to the packed directory, empty for that itself.
+            skipped: Called with path and ``st_mode`` of what is neither file nor directory.
+        """
+        self._fd = fd
+        self._path = path
+        self._skipped = skipped
+
+    def get(self, name: str) -> DiskEntry:
+        """One entry.
+
+        Raises:
+            PathUnreadable: when there is none.
+        """
+        path = self._join(name)
+        with naming(path):
+            return DiskEntry(path, self._fd, os.stat(name, dir_fd=self._fd, follow_symlinks=False))
+
+    def iter_entries(self) -> Iterator[DiskEntry]:
+        """Its files and directories, names in byte order.
+
+        Raises:
+            PathUnreadable: when they can not be read.
+        """
+        for name in _names(self._fd, self._path):
+            if self._join(name) == META_NAME:
+                continue
+            entry = self.get(name)
+            if stat.S_ISDIR(entry.status.st_mode) or stat.S_ISREG(entry.status.st_mode):
+                yield entry
+            else:
+                self._skipped(entry.path, entry.status.st_mode)
+
+    @contextmanager
+    def enter(self, entry: DiskEntry) -> Iterator[DiskFolder]:
+        """Open a directory of it.
+
+        Raises:
+            PathUnreadable: when it can not be opened.
+        """
+        with _opened(entry.path.rpartition("/")[2], self._fd, entry.path) as fd:
+            yield DiskFolder(fd, entry.path, self._skipped)
+
+    def _join(self, name: str) -> str:
+        return f"{self._path}/{name}" if self._path else name
+
+
 def iter_entries(
     context_fd: int, layer_path: str, rules: LayerRules, skipped: Callable[[str, int], None]
-) -> Iterator[Entry]:
-    """The files and directories of one layer, in order.
+) -> Iterator[DiskEntry]:
+    """The files and directories of one layer of a directory, in order; see ``entries.iter_layer``.
 
     Args:
         context_fd: The packed directory, open.
@@ -148,51 +242,8 @@ def iter_entries(
     Raises:
         PathUnreadable: when something can not be read, or lies too deep.
     """
-    with ExitStack() as stack:
-        fd, above = stack.enter_context(_opened(".", context_fd, ".")), ""  # listing moves the place of a descriptor
-        for name in [] if layer_path == "." else layer_path.split("/"):
-            path = f"{above}/{name}" if above else name
-            with naming(path):
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            is_directory = stat.S_ISDIR(status.st_mode)
-            if not rules.leaves_out(path):
-                yield Entry(path, fd, status)
-            elif rules.prunes or not is_directory:
-                return
-            if not is_directory:
-                return
-            fd = stack.enter_context(_opened(name, fd, path))
-            above = path
-        yield from _walk(fd, above, rules, skipped)
-
-
-def _walk(fd: int, top: str, rules: LayerRules, skipped: Callable[[str, int], None]) -> Iterator[Entry]:
-    with ExitStack() as stack:
-        levels = [(fd, top, iter(_names(fd, top)), stack)]
-        while levels:
-            fd, above, names, _ = levels[-1]
-            name = next(names, None)
-            if name is None:
-                levels.pop()[3].close()
-                continue
-            path = f"{above}/{name}" if above else name
-            if path == META_NAME:
-                continue
-            with naming(path):
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            is_directory = stat.S_ISDIR(status.st_mode)
-            if not is_directory and not stat.S_ISREG(status.st_mode):
-                skipped(path, status.st_mode)
-                continue
-            left_out = rules.leaves_out(path)
-            if not left_out:
-                yield Entry(path, fd, status)
-            if is_directory and not (left_out and rules.prunes):
-                if len(levels) >= DEPTH_MAX:
-                    raise PathUnreadable(path, f"more than {DEPTH_MAX} directories inside each other")
-                level = stack.enter_context(ExitStack())
-                inner = level.enter_context(_opened(name, fd, path))
-                levels.append((inner, path, iter(_names(inner, path)), level))
+    with _opened(".", context_fd, ".") as fd:  # listing moves the place of a descriptor
+        yield from iter_layer(DiskFolder(fd, "", skipped), layer_path, rules)
 
 
 def _names(fd: int, path: str) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kitfs.layer.compress import PackCompression
-from kitfs.modelkit.layerwriter import FileChanged
 from kitfs.modelkit.pack import pack
 from kitfs.modelkit.pack_options import PackOptions
+from kitfs.modelkit.walk import FileChanged
 from kitfs.oci.manifest import parse_manifest
 from kitfs.oci.mediatype import LayerFormat
 from kitfs.oci.reference import parse_reference

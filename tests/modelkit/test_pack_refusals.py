@@ -9,12 +9,12 @@ import pytest
 
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
+from kitfs.modelkit.entries import DEPTH_MAX, PathUnreadable
 from kitfs.modelkit.ignore import IgnoreMalformed, IgnoreRules
-from kitfs.modelkit.layerwriter import FileChanged
 from kitfs.modelkit.pack import KitfileNotFound, PackUnusable, pack
 from kitfs.modelkit.parentage import PathTaken
 from kitfs.modelkit.resolve import ModelKitNotFound, ParentChainMalformed
-from kitfs.modelkit.walk import DEPTH_MAX, PathsUnpackable, PathUnreadable, iter_entries
+from kitfs.modelkit.walk import FileChanged, PathsUnpackable, iter_entries
 from kitfs.oci.go_json import JsonUnsupported
 from kitfs.oci.kitfile import KitfileMalformed
 from kitfs.oci.manifest import parse_manifest
@@ -169,7 +169,7 @@ def test_file_swapped_for_a_link_is_not_followed(kit: Path):
             entry = next(entries)
             path.unlink()
             swap()
-            with pytest.raises(PathUnreadable, match=r"m/w\.bin"), entry.open():
+            with pytest.raises(PathUnreadable, match=r"m/w\.bin"), entry.open(lambda _size: None):
                 pass
             if path.is_dir():
                 path.rmdir()

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kitfs.archive.tar_toc import MemberKind
+from kitfs.modelkit.entries import PathUnreadable
 from kitfs.modelkit.ignore import IgnoreRules
-from kitfs.modelkit.layerwriter import FileChanged
 from kitfs.modelkit.pack import pack
-from kitfs.modelkit.walk import PathsUnpackable, PathUnreadable, iter_entries
+from kitfs.modelkit.walk import FileChanged, PathsUnpackable, iter_entries
 from kitfs.oci.manifest import parse_manifest
 from kitfs.store.fsck import check
 from kitfs.store.store import Store
@@ -77,8 +77,8 @@ def read_layer(context_fd: int, layer: str, told: Counter[str]) -> list[tuple[st
     for entry in iter_entries(context_fd, layer, rules, lambda *_: told.update(["passed over"])):
         data = b""
         if entry.kind is MemberKind.FILE:
-            with entry.open() as (fd, _):
-                data = os.read(fd, 100)
+            with entry.open(lambda _size: None) as opened:
+                data = b"".join(opened.pieces)[:100]
         found.append((entry.path, data))
     return found
 
