@@ -18,7 +18,7 @@ from kitfs.digest import Digest
 from kitfs.errors import NotFoundError
 from kitfs.layer.index_blob import add_image_index
 from kitfs.modelkit.ignore import iter_entry_paths
-from kitfs.modelkit.kitfile_check import check_kitfile
+from kitfs.modelkit.kitfile_check import check_kitfile, looking_into
 from kitfs.modelkit.pack_layers import PackedLayer, pack_layers
 from kitfs.modelkit.pack_manifest import ManifestForm
 from kitfs.modelkit.pack_options import PackOptions, check_options, plan_layers
@@ -108,7 +108,8 @@ def pack(
     """
     tell = warn or (lambda _text: None)
     raw = read_kitfile(context, kitfile_path) if kitfile_raw is None else kitfile_raw
-    kitfile = check_kitfile(raw, context, raw_layers=options.layer_format is LayerFormat.RAW)
+    with looking_into(context, raw_layers=options.layer_format is LayerFormat.RAW) as find_problem:
+        kitfile = check_kitfile(raw, find_problem)
     _check_request(references, created_s)
     check_options(kitfile, options)
     for warning in iter_warnings(kitfile):

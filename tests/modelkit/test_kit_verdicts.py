@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kitfs.errors import KitfsError
-from kitfs.modelkit.kitfile_check import check_kitfile
+from kitfs.modelkit.kitfile_check import check_kitfile, looking_into
 
 ACCEPTED = [
     b"---\n",
@@ -239,7 +239,8 @@ def refusal(raw: bytes, context: Path) -> str:
     """The message, or nothing when it is taken."""
     (context / "Kitfile").write_bytes(raw)
     try:
-        check_kitfile(raw, context)
+        with looking_into(context) as find_problem:
+            check_kitfile(raw, find_problem)
     except KitfsError as error:
         return str(error)
     return ""
