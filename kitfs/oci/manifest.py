@@ -41,6 +41,12 @@ ANNOTATION_FILEPATH = "org.cncf.model.filepath"
 ANNOTATION_FILE_METADATA = "org.cncf.model.file.metadata+json"
 ANNOTATION_INDEX = "org.kitfs.index"
 """On a layer's descriptor: the digest of its image index (`kitfs/layer/image_index.py`), which is so bound to it."""
+ANNOTATION_PARENT = "org.kitfs.parent"
+"""The ModelKitID of the ModelKit that this one was derived from."""
+ANNOTATION_PARENT_REFERENCE = "org.kitfs.parent.reference"
+"""The reference that it had when this one was derived; for people, as tags move."""
+ANNOTATION_MESSAGE = "org.kitfs.message"
+"""What the one who derived it said about the change."""
 
 MANIFEST_SIZE_MAX = strict_json.LIMIT_BYTES
 
