@@ -19,7 +19,7 @@ COMPLETE_VARIABLE = "_KITFS_COMPLETE"
 TOPICS: dict[str, tuple[str, ...]] = {
     "Mount and read": ("mount", "umount", "ps", "prefetch"),
     "Look at ModelKits": ("list", "info", "inspect", "diff"),
-    "Make ModelKits and take them apart": ("init", "pack", "unpack", "tag", "remove"),
+    "Make ModelKits and take them apart": ("init", "pack", "commit", "unpack", "tag", "remove"),
     "Bring them in and out": ("import", "export"),
     "Care for the store": ("du", "gc", "verify", "fsck"),
     "kitfs itself": ("daemon", "completion", "version"),

@@ -13,6 +13,7 @@ from kitfs.cli.group import COMPLETE_VARIABLE, VerbGroup
 from kitfs.cli.settings import Settings, global_options
 
 VERBS = {
+    "commit": "kitfs.cli.committing:commit",
     "completion": "kitfs.cli.about:completion",
     "daemon": "kitfs.cli.mounts:daemon",
     "diff": "kitfs.cli.comparing:diff",

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import click
 
+from kitfs.cli.environment import source_date_epoch
 from kitfs.cli.output import print_json, print_result, warn
 from kitfs.cli.progress import show_progress
 from kitfs.cli.settings import Settings, verb
-from kitfs.errors import UsageError
-
-
-class EnvironmentMalformed(UsageError):
-    """A variable of the environment that holds what it can not.
-
-    Attributes:
-        name: The variable.
-    """
-
-    def __init__(self, name: str, value: str, wanted: str) -> None:
-        super().__init__(f"{name}={value[:100]!r}: expected {wanted}")
-        self.name = name
 
 
 @verb("pack", short_help="Pack a directory and its Kitfile into a ModelKit.",
@@ -69,7 +56,7 @@ def pack(
 
     references = [reference for text in tags for reference in parse_references(text)]
     options = PackOptions(PackCompression(compression), LayerFormat(layer_format), use_model_pack)
-    created_s = _source_date_epoch()
+    created_s = source_date_epoch()
     raw = _read_standard_input() if kitfile == "-" else None
     path = None if kitfile in (None, "-") else Path(str(kitfile))
     with settings.open_store() as store, show_progress(settings.progress) as progress:
@@ -88,15 +75,6 @@ def pack(
         print_json({"digest": str(digest), "references": [str(reference) for reference in references]})
     else:
         print_result(str(digest) if settings.quiet else f"Model saved: {digest}")
-
-
-def _source_date_epoch() -> int | None:
-    value = os.environ.get("SOURCE_DATE_EPOCH")
-    if not value:
-        return None
-    if not (value.isascii() and value.isdigit() and len(value) <= 12):
-        raise EnvironmentMalformed("SOURCE_DATE_EPOCH", value, "seconds since 1970 as an integer")
-    return int(value)
 
 
 def _read_standard_input() -> bytes:

@@ -8,6 +8,7 @@ and by whoever shows what would be packed.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 
 from kitfs.errors import MalformedError
@@ -132,6 +133,12 @@ class IgnoreRules:
         """
         self._matcher = PatternMatcher([*patterns, *_ALWAYS])
         self._paths = frozenset(paths)
+
+    def without_entries(self) -> IgnoreRules:
+        """The same patterns for a tree that no entry claims."""
+        rules = copy.copy(self)
+        rules._paths = frozenset()
+        return rules
 
     def layer(self, path: str) -> LayerRules:
         """The rules for the layer at a cleaned path."""

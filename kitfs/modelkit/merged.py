@@ -83,9 +83,21 @@ class MergedTree:
         self._link = tree.find_child(0, MODEL)
         if self._link is not None and self._link.kind is not NodeKind.SYMLINK:
             self._link = None
-        root = read_upper(upper, overlay=overlay, without=META)
+        self._overlay = overlay
+        root = self._read()
         self._root = _Place(root, tree.get_node(0))
         self.others: list[tuple[bytes, int]] = sorted(self._iter_others())
+
+    def _read(self) -> UpperEntry:
+        return read_upper(self._upper, overlay=self._overlay, without=META)
+
+    def is_current(self) -> bool:
+        """Whether the upper directory still has the same names, kinds, modes and sizes; it is walked again.
+
+        Raises:
+            UpperUnreadable, UpperMalformed: as when it was read.
+        """
+        return self._read() == self._root.upper
 
     def find(self, path: bytes) -> MergedEntry | None:
         """The entry at a path, or None; the root has none."""

@@ -11,33 +11,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kitfs.digest import Digest
 from kitfs.errors import NotFoundError
-from kitfs.layer.index_blob import add_image_index
 from kitfs.modelkit.ignore import iter_entry_paths
 from kitfs.modelkit.kitfile_check import check_kitfile, looking_into
-from kitfs.modelkit.pack_layers import PackedLayer, pack_layers
+from kitfs.modelkit.pack_layers import pack_layers
 from kitfs.modelkit.pack_manifest import ManifestForm
 from kitfs.modelkit.pack_options import PackOptions, check_options, plan_layers
 from kitfs.modelkit.pack_source import PackUnusable, open_source
-from kitfs.modelkit.parentage import Parents, find_parents
+from kitfs.modelkit.parentage import find_parents
 from kitfs.oci.kitfile import (
     KITFILE_NAMES,
     KITFILE_SIZE_MAX,
-    KitfileMalformed,
     clean_path,
     iter_warnings,
 )
-from kitfs.oci.manifest import ANNOTATION_INDEX, MANIFEST_SIZE_MAX, Descriptor, find_index_digest
-from kitfs.oci.mediatype import OCI_MANIFEST, LayerFormat, encode_layer_type
+from kitfs.oci.mediatype import LayerFormat
 from kitfs.oci.reference import Reference
 from kitfs.progress import NoProgress, Progress
-from kitfs.store.change import Change
-from kitfs.store.lease import Lease
-from kitfs.store.records import ManifestRecord
 from kitfs.store.store import Store
 
 CREATED_S_MAX = 253_402_300_799
@@ -58,15 +51,6 @@ class KitfileNotFound(NotFoundError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"no Kitfile: {path}: {reason}")
         self.path = path
-
-
-@dataclass(slots=True)
-class _Packing:
-    """What one pack carries along."""
-
-    store: Store
-    lease: Lease
-    change: Change
 
 
 def pack(
@@ -110,7 +94,7 @@ def pack(
     raw = read_kitfile(context, kitfile_path) if kitfile_raw is None else kitfile_raw
     with looking_into(context, raw_layers=options.layer_format is LayerFormat.RAW) as find_problem:
         kitfile = check_kitfile(raw, find_problem)
-    _check_request(references, created_s)
+    check_request(references, created_s)
     check_options(kitfile, options)
     for warning in iter_warnings(kitfile):
         tell(warning)
@@ -120,12 +104,12 @@ def pack(
         plans = plan_layers(source, kitfile, options)
         with store.lease(f"pack {context}") as lease:
             layers = pack_layers(store, lease, source, plans, progress or NoProgress())
-            packing = _Packing(store, lease, store.change(lease))
-            descriptors = [_record_layer(packing, layer) for layer in layers]
+            publication = Publication(store, lease)
+            descriptors = [publication.add_layer(layer) for layer in layers]
             digests = [(layer.index.digest, layer.index.diff_id) for layer in layers]
             seconds = time.time() if created_s is None else created_s
             form = ManifestForm(kitfile, digests, seconds, model_pack=options.model_pack)
-            return _commit(packing, form, descriptors, parents, references)
+            return publication.commit(form, descriptors, parents.manifests, references)
 
 
 def read_kitfile(context: Path, kitfile_path: Path | None) -> bytes:
@@ -146,53 +130,12 @@ def read_kitfile(context: Path, kitfile_path: Path | None) -> bytes:
         raise KitfileNotFound(found, error.strerror or type(error).__name__) from error
 
 
-def _record_layer(packing: _Packing, layer: PackedLayer) -> Descriptor:
-    index, media_type = layer.index, encode_layer_type(layer.plan.type)
-    packing.change.add_blob(index.digest, index.size, media_type=media_type)
-    if layer.is_new:
-        packing.change.add_layer(index.digest, index.record, index.toc, index.span_checksums, index.checkpoints)
-    annotations = dict(layer.annotations)
-    bound = add_image_index(packing.store, packing.lease, packing.change, index)
-    if bound is not None:
-        annotations[ANNOTATION_INDEX] = str(bound)
-    return Descriptor(media_type, index.digest, index.size, annotations)
+def check_request(references: Sequence[Reference], created_s: int | None) -> None:
+    """See that names can be tags and the time can be written.
 
-
-def _commit(
-    packing: _Packing,
-    form: ManifestForm,
-    layers: Sequence[Descriptor],
-    parents: Parents,
-    references: Sequence[Reference],
-) -> Digest:
-    raw_config = form.encode_config()
-    config = Descriptor(form.config_type, _put_small(packing, raw_config, form.config_type), len(raw_config))
-    manifest = _put_small(packing, form.encode_manifest(config, layers), OCI_MANIFEST)
-    for parent in parents.manifests:
-        packing.lease.hold(parent)
-    indexes = list(filter(None, map(find_index_digest, layers)))
-    record = ManifestRecord(config.digest, [layer.digest for layer in layers], list(parents.manifests), indexes)
-    packing.change.add_manifest(manifest, record)
-    for reference in references:
-        if reference.tag is not None:
-            packing.change.set_tag(reference.repository, reference.tag, manifest)
-    packing.change.commit()
-    return manifest
-
-
-def _put_small(packing: _Packing, raw: bytes, media_type: str) -> Digest:
-    if len(raw) > MANIFEST_SIZE_MAX:
-        raise KitfileMalformed(
-            [f"it makes a config or manifest of {len(raw)} bytes, at most {MANIFEST_SIZE_MAX} are read"]
-        )
-    with packing.store.ingest(packing.lease) as ingest:
-        ingest.write(raw)
-        digest = ingest.commit_blob(size=len(raw))
-    packing.change.add_blob(digest, len(raw), media_type=media_type)
-    return digest
-
-
-def _check_request(references: Sequence[Reference], created_s: int | None) -> None:
+    Raises:
+        PackUnusable: when not.
+    """
     for reference in references:
         if reference.tag is None:
             raise PackUnusable(f"{reference.display} is no name with a tag, and only a tag can be set")

@@ -61,9 +61,23 @@ class _Stopped(Exception):
 
 
 def pack_layers(
-    store: Store, lease: Lease, source: Source, plans: Sequence[LayerPlan], progress: Progress
+    store: Store,
+    lease: Lease,
+    source: Source,
+    plans: Sequence[LayerPlan],
+    progress: Progress,
+    *,
+    finds: bool = True,
 ) -> list[PackedLayer]:
     """Bring all layers into the store; in the order of the plans.
+
+    Args:
+        store: Where to.
+        lease: Holds them from now on.
+        source: Where their files are.
+        plans: What they are to be.
+        progress: Told of each.
+        finds: Whether to look for the same layer in the store first; of no use where it is known to be another.
 
     Raises:
         FileChanged, PathUnreadable, PathsUnpackable: when the directory does not give a layer.
@@ -73,7 +87,7 @@ def pack_layers(
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         compressing = stack.enter_context(ThreadPoolExecutor(cores, "kitfs-compress"))
-        run = _Packing(store, lease, source, progress, compressing, _AHEAD * cores)
+        run = _Packing(store, lease, source, progress, compressing, _AHEAD * cores, finds=finds)
         # A thread whose start was interrupted is not known to its pool, and is not waited for there.
         stack.callback(run.wait)
         writing = stack.enter_context(ThreadPoolExecutor(min(cores, LAYERS_MAX), "kitfs-pack"))
@@ -101,6 +115,8 @@ class _Packing:
         progress: Progress,
         compressing: ThreadPoolExecutor,
         ahead: int,
+        *,
+        finds: bool,
     ) -> None:
         self._store = store
         self._lease = lease
@@ -108,6 +124,7 @@ class _Packing:
         self._progress = progress
         self._compressing = compressing
         self._ahead = ahead
+        self._finds = finds
         self._stopping = threading.Event()
         self._changed = threading.Condition()
         self._count = 0  # of layers in work
@@ -129,7 +146,7 @@ class _Packing:
                 raise _Stopped
             self._count += 1
         try:
-            return self._find(plan) or self._write(plan)
+            return (self._find(plan) if self._finds else None) or self._write(plan)
         finally:
             with self._changed:
                 self._count -= 1
@@ -177,7 +194,7 @@ class _Packing:
                 annotations[ANNOTATION_FILE_METADATA] = _file_metadata(plan.path, file)
                 pieces = file.pieces
             else:
-                pieces = iter_tar(self._source.iter_entries(plan.path), advance)
+                pieces = iter_tar(self._source.iter_entries(plan.path), advance, plan.prefix)
             yield compress(pieces, plan.compression, self._compressing, self._ahead), annotations
 
 

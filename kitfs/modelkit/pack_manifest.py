@@ -5,7 +5,7 @@ Used by pack. Pure: bytes out; storing them is the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from kitfs import __version__
@@ -23,6 +23,23 @@ from kitfs.oci.manifest import (
 from kitfs.oci.mediatype import ARTIFACT_KITOPS, ARTIFACT_MODELPACK, CONFIG_KITOPS, CONFIG_MODELPACK
 
 
+def describe(kitfile: Kitfile, created_s: float) -> dict[str, str]:
+    """Who wrote a manifest, when, and the authors: what the specification asks for.
+
+    Args:
+        kitfile: Whose package names the authors.
+        created_s: Seconds since the epoch.
+    """
+    annotations = {ANNOTATION_CLI_VERSION: f"kitfs {__version__}", ANNOTATION_CREATED: _format_time(created_s)}
+    if kitfile.package.authors:
+        annotations[ANNOTATION_AUTHORS] = ", ".join(kitfile.package.authors)
+    return annotations
+
+
+def _format_time(created_s: float) -> str:
+    return f"{datetime.fromtimestamp(int(created_s), UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 class ManifestForm:
     """Which of the two is written, with the Kitfile that names its layers' digests.
 
@@ -31,7 +48,13 @@ class ManifestForm:
     """
 
     def __init__(
-        self, kitfile: Kitfile, digests: Sequence[tuple[Digest, Digest]], created_s: float, *, model_pack: bool
+        self,
+        kitfile: Kitfile,
+        digests: Sequence[tuple[Digest, Digest]],
+        created_s: float,
+        *,
+        model_pack: bool,
+        extra: Mapping[str, str] | None = None,
     ) -> None:
         """Begin.
 
@@ -40,13 +63,15 @@ class ManifestForm:
             digests: Digest and diff_id of each layer, in the order of the manifest.
             created_s: Seconds since the epoch.
             model_pack: Whether it is a ModelPack.
+            extra: Further annotations of the manifest.
 
         Raises:
             JsonUnsupported: when the Kitfile's parameters hold what JSON can not.
         """
         self._kitfile = kitfile
         self._diff_ids = [diff_id for _, diff_id in digests]
-        self._created = f"{datetime.fromtimestamp(int(created_s), UTC):%Y-%m-%dT%H:%M:%SZ}"
+        self._created = _format_time(created_s)
+        self._annotations = {**describe(kitfile, created_s), **(extra or {})}
         self._model_pack = model_pack
         self._raw_kitfile = encode_kitfile_json(replace_digests(kitfile, digests))
         self.config_type = CONFIG_MODELPACK if model_pack else CONFIG_KITOPS
@@ -57,12 +82,7 @@ class ManifestForm:
 
     def encode_manifest(self, config: Descriptor, layers: Sequence[Descriptor]) -> bytes:
         """The manifest, with who wrote it and when."""
-        annotations = {
-            ANNOTATION_CLI_VERSION: f"kitfs {__version__}",
-            ANNOTATION_CREATED: self._created,
-        }
-        if self._kitfile.package.authors:
-            annotations[ANNOTATION_AUTHORS] = ", ".join(self._kitfile.package.authors)
+        annotations = dict(self._annotations)
         if self._model_pack:
             annotations[ANNOTATION_KITFILE] = self._raw_kitfile.decode()
         artifact_type = ARTIFACT_MODELPACK if self._model_pack else ARTIFACT_KITOPS

@@ -40,6 +40,7 @@ class LayerPlan:
         compression: How it is compressed.
         size: Bytes of all its files.
         entry_count: Files and directories.
+        prefix: Directory that the names in a tar are relative to (kit before 0.5).
     """
 
     artifact: Artifact
@@ -48,6 +49,7 @@ class LayerPlan:
     compression: PackCompression
     size: int
     entry_count: int
+    prefix: str = ""
 
     @property
     def name(self) -> str:

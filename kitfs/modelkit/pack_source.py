@@ -45,6 +45,18 @@ class Source(ABC):
             PathUnreadable: while iterating.
         """
 
+    @abstractmethod
+    def exists(self, path: str) -> bool:
+        """Whether there is something at a cleaned path."""
+
+    @abstractmethod
+    def list_others(self) -> list[tuple[str, int]]:
+        """Path and ``st_mode`` of what no layer can hold, as far as it was walked."""
+
+    @abstractmethod
+    def unclaimed(self) -> Source:
+        """The same tree with all that ``.kitignore`` does not name in its layer ``.``; nobody is told of anything."""
+
     @contextmanager
     def open_file(self, path: str, advance: Advance) -> Iterator[Reading]:
         """The one file of a layer.
@@ -93,23 +105,36 @@ class DirectorySource(Source):
         super().__init__(rules, warn)
         self._fd = fd
         self._model_link = model_link
-        self._skipped: set[str] = set()
+        self._skipped: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def iter_entries(self, path: str) -> Iterator[walk.DiskEntry]:
         """See ``walk.iter_entries``."""
         return walk.iter_entries(self._fd, path, self.rules.layer(path), self._note_skipped)
 
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or directory at a cleaned path."""
+        return walk.find_problem(self._fd, path) is None
+
+    def list_others(self) -> list[tuple[str, int]]:
+        """Path and ``st_mode`` of links, devices and the like that were met; not of the link that a mount shows."""
+        with self._lock:
+            return sorted(self._skipped.items())
+
+    def unclaimed(self) -> DirectorySource:
+        """The same directory, no entry claiming anything of it."""
+        return DirectorySource(self._fd, self.rules.without_entries(), self._model_link, lambda _text: None)
+
     def _note_skipped(self, path: str, mode: int) -> None:
         """Warn once of a symbolic link or device; the link that a mount shows at ``model`` is our own."""
-        with self._lock:
-            if path in self._skipped:
-                return
-            self._skipped.add(path)
         if stat.S_ISLNK(mode) and path == "model" and self._model_link:
             with walk.naming(path):
                 if os.readlink("model", dir_fd=self._fd) == self._model_link:
                     return
+        with self._lock:
+            if path in self._skipped:
+                return
+            self._skipped[path] = mode
         what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a directory"
         self._warn(f"{path} is {what} and is not packed")
 

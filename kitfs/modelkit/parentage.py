@@ -50,13 +50,16 @@ class Parents:
 NO_PARENTS = Parents()
 
 
-def find_parents(store: Store, kitfile: Kitfile, references: Sequence[Reference]) -> Parents:
+def find_parents(
+    store: Store, kitfile: Kitfile, references: Sequence[Reference], *, known: ResolvedTree | None = None
+) -> Parents:
     """Follow ``model.path`` where it is a reference.
 
     Args:
         store: Where the parents are looked for.
         kitfile: The child's.
         references: Tags that the child will get.
+        known: What the reference leads to, where that was found out before.
 
     Raises:
         ModelKitNotFound: when a parent is not in the store.
@@ -68,7 +71,7 @@ def find_parents(store: Store, kitfile: Kitfile, references: Sequence[Reference]
     if not path or not looks_like_reference(path):
         return NO_PARENTS
     parent = parse_reference(path)
-    resolved = resolve(store, parent)
+    resolved = known or resolve(store, parent)
     chain = [parent, *_iter_references(resolved)]
     for reference in references:
         if reference in chain:

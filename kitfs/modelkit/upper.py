@@ -28,7 +28,7 @@ from typing import Literal
 from kitfs.errors import KitfsError, MalformedError
 from kitfs.modelkit import NODES_MAX
 from kitfs.modelkit.beneath import Directory, open_directory
-from kitfs.modelkit.walk import DEPTH_MAX
+from kitfs.modelkit.entries import DEPTH_MAX
 
 ENTRIES_MAX = NODES_MAX // 4
 """Entries of an upper directory, 300 bytes of memory each."""

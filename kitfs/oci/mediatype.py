@@ -131,6 +131,11 @@ def encode_layer_type(layer_type: LayerType) -> str:
     return f"application/{name}.v1.{layer_type.format}{suffix}"
 
 
+def has_kind(family: Family, kind: LayerKind) -> bool:
+    """Whether a family has a media type for a kind of layer."""
+    return (family, kind) in _NAMES
+
+
 def is_config_type(text: str) -> bool:
     """Whether a config of this media type makes its manifest a ModelKit."""
     return text in _CONFIGS

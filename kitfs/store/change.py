@@ -82,6 +82,7 @@ class _Pending:
     manifests: dict[Digest, ManifestRecord] = field(default_factory=dict)
     members: dict[Digest, _Member] = field(default_factory=dict)
     set: list[tuple[str, str, Digest, str]] = field(default_factory=list)
+    unmoved: list[tuple[str, str]] = field(default_factory=list)
     removed: list[tuple[str, str]] = field(default_factory=list)
     pins: dict[Digest, list[Digest]] = field(default_factory=dict)
 
@@ -160,8 +161,15 @@ class Change:
             raise MemberNotFound(digest) from None
         self._pending.members[digest] = _Member(size, stamp)
 
-    def set_tag(self, repository: str, tag: str, manifest: Digest, origin: str = "here") -> None:
+    def set_tag(self, repository: str, tag: str, manifest: Digest, origin: str = "here", *, moves: bool = True) -> None:
         """Make a tag, or move it; the lease holds the manifest from now on.
+
+        Args:
+            repository: Its repository.
+            tag: Its name there.
+            manifest: What it names.
+            origin: Where that came from.
+            moves: Whether it may be there; if not, ``commit`` raises ``TagTaken`` when it is.
 
         Raises:
             BlobNotFound: when the manifest's file is not there.
@@ -171,6 +179,8 @@ class Change:
         _check_tag(repository, tag)
         self._lease.hold(manifest)
         self._pending.set.append((repository, tag, manifest, origin))
+        if not moves:
+            self._pending.unmoved.append((repository, tag))
 
     def remove_tag(self, repository: str, tag: str) -> None:
         """Remove a tag; ``commit`` raises ``TagNotFound`` when it is not there. Sets come after removals."""
@@ -186,6 +196,7 @@ class Change:
             ManifestIncomplete: when a manifest's config or layer is not recorded.
             ManifestNotFound: when a tag's manifest is not recorded.
             TagNotFound: when a tag to remove is not there.
+            TagTaken: when a tag that must not be moved is there.
             IndexFull, IndexFailed, StoreWriteFailed: when writing failed. Tags are then as they were; records of
                 content without a tag may be there.
         """
@@ -312,6 +323,8 @@ class Change:
                 tags.catch_up(txn, self._layout)
                 for repository, tag in pending.removed:
                     tags.delete_tag(txn, repository, tag)
+                for repository, tag in pending.unmoved:
+                    tags.check_free(txn, repository, tag)
                 for repository, tag, manifest, origin in pending.set:
                     tags.put_tag(txn, TagRecord(manifest, origin, now_s, repository, tag))
                 entries = [

@@ -106,6 +106,22 @@ class TagNotFound(NotFoundError):
         self.tag = tag
 
 
+class TagTaken(BusyError):
+    """A tag that was to be new and is there.
+
+    Attributes:
+        manifest: What it names.
+    """
+
+    def __init__(self, repository: str, tag: str, manifest: Digest) -> None:
+        shown = f"{repository.removeprefix('localhost/')}:{tag}"
+        super().__init__(f"{shown} is there already ({manifest})")
+        self.repository = repository
+        self.tag = tag
+        self.manifest = manifest
+        self.hint = "choose another tag, or move this one with --force"
+
+
 class SessionNotFound(NotFoundError):
     """No session of this id, or its file can not be read."""
 

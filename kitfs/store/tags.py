@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kitfs.digest import Digest
 from kitfs.store import catalog, recover, schema, tags_log
-from kitfs.store.errors import ManifestNotFound, TagNotFound
+from kitfs.store.errors import ManifestNotFound, TagNotFound, TagTaken
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
 from kitfs.store.records import LogPosition, TagRecord
@@ -68,6 +68,18 @@ def put_tag(txn: Txn, record: TagRecord) -> None:
         _toggle(txn, old, -1)
     txn.put(schema.TAGS, schema.encode_tag_key(record.repository, record.tag), record)
     _toggle(txn, record, 1)
+
+
+def check_free(txn: Txn, repository: str, tag: str) -> None:
+    """See that there is no such tag.
+
+    Raises:
+        TagTaken: when there is.
+        RecordCorrupt: when its record does not verify.
+    """
+    old = find_tag(txn, repository, tag)
+    if old is not None:
+        raise TagTaken(repository, tag, old.manifest)
 
 
 def delete_tag(txn: Txn, repository: str, tag: str) -> None:

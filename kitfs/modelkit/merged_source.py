@@ -1,0 +1,230 @@
+"""A staging directory as a tree that layers are made of: the parent's bytes from the store, changed ones from the disk.
+
+Used by derive. The mount is not touched: what is unchanged is read from the parent's layers, verified, and only when a
+layer that holds it is written anew. A file that somebody has open for writing is refused, since it is about to change.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+from kitfs.archive.tar_toc import MemberKind
+from kitfs.digest import Digest
+from kitfs.errors import BusyError
+from kitfs.layer.reader import LayerReader
+from kitfs.modelkit.entries import Advance, PathUnreadable, Reading, iter_layer
+from kitfs.modelkit.ignore import IgnoreRules
+from kitfs.modelkit.merged import MergedEntry, MergedTree
+from kitfs.modelkit.nodes import InlineContent, MemberContent
+from kitfs.modelkit.pack_source import Source
+from kitfs.modelkit.walk import iter_file
+from kitfs.store.store import Store
+
+_PIECE_SIZE = 1 << 20
+
+
+class FileOpenForWriting(BusyError):
+    """A file that is to be committed, and that somebody is writing to.
+
+    Attributes:
+        path: Relative to the staging directory's root.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path!r} is open for writing")
+        self.path = path
+        self.hint = "commit again when it is closed; fuser -v shows who has it open"
+
+
+@dataclass(slots=True)
+class Readers:
+    """Readers of the parent's layers, opened once each; closed at the end of a ``with``. Thread-safe."""
+
+    store: Store
+    _open: dict[Digest, LayerReader] = field(default_factory=dict)
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def iter_member(self, content: MemberContent, size: int, advance: Advance) -> Iterator[bytes]:
+        """A member's bytes, verified.
+
+        Raises:
+            LayerCorrupt, BlobNotFound: when the store does not have them.
+        """
+        member = self._reader(content.layer).open_member(content.index)
+        for start in range(0, size, _PIECE_SIZE):
+            data = member.read(start, min(start + _PIECE_SIZE, size))
+            advance(len(data))
+            yield bytes(data)
+
+    def _reader(self, layer: Digest) -> LayerReader:
+        with self._lock:
+            known = self._open.get(layer)
+        if known is not None:
+            return known
+        reader = LayerReader(self.store, layer)
+        with self._lock:
+            kept = self._open.setdefault(layer, reader)
+            if kept is reader:
+                self._stack.callback(reader.close)
+        if kept is not reader:
+            reader.close()
+        return kept
+
+    def __enter__(self) -> Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+@dataclass(frozen=True, slots=True)
+class StagedEntry:
+    """One file or directory of a staging directory over its parent.
+
+    Attributes:
+        merged: What it is.
+        tree: Where that comes from.
+        readers: Of the parent's layers.
+    """
+
+    merged: MergedEntry
+    tree: MergedTree
+    readers: Readers
+
+    @property
+    def path(self) -> str:
+        """Relative to the root."""
+        return os.fsdecode(self.merged.path)
+
+    @property
+    def kind(self) -> MemberKind:
+        """File or directory."""
+        return self.merged.kind
+
+    @property
+    def mode(self) -> int:
+        """Permission bits that a child records."""
+        return self.merged.mode
+
+    @property
+    def size(self) -> int:
+        """Bytes of a file."""
+        return self.merged.size
+
+    @property
+    def member(self) -> MemberContent | None:
+        """Where the bytes lie in a layer of the parent, when they are untouched."""
+        content = self.merged.node.content if self.merged.node is not None else None
+        return content if isinstance(content, MemberContent) else None
+
+    @contextmanager
+    def open(self, advance: Advance) -> Iterator[Reading]:
+        """The file's bytes.
+
+        Raises:
+            UpperUnreadable: when it can not be opened, or is no regular file any more.
+            FileOpenForWriting: when somebody has it open for writing.
+        """
+        member = self.member
+        if member is not None:
+            yield Reading(self.mode, self.size, self.readers.iter_member(member, self.size, advance))
+        elif self.merged.node is not None:
+            content = self.merged.node.content
+            assert isinstance(content, InlineContent)  # a file is a member's or ours
+            advance(self.size)
+            yield Reading(self.mode, self.size, iter([content.data]))
+        else:
+            with self.tree.open_upper(self.merged) as (fd, status):
+                _check_closed(fd, self.path)
+                yield Reading(self.mode, status.st_size, iter_file(fd, status, self.path, advance))
+
+
+def _check_closed(fd: int, path: str) -> None:
+    """Refuse a file with a writer: the kernel gives no read lease of one (fcntl(2), ``F_SETLEASE``)."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise FileOpenForWriting(path) from None
+        # A file system without leases, or somebody else's file: a change is still noticed by size and time.
+
+
+class MergedFolder:
+    """A directory of a staging directory over its parent."""
+
+    def __init__(self, tree: MergedTree, readers: Readers, path: bytes) -> None:
+        """Begin.
+
+        Args:
+            tree: The whole.
+            readers: Of the parent's layers.
+            path: The directory's.
+        """
+        self._tree = tree
+        self._readers = readers
+        self._path = path
+
+    def get(self, name: str) -> StagedEntry:
+        """One entry.
+
+        Raises:
+            PathUnreadable: when there is none.
+        """
+        raw = os.fsencode(name)
+        path = self._path + b"/" + raw if self._path else raw
+        found = self._tree.find(path)
+        if found is None:
+            raise PathUnreadable(os.fsdecode(path), os.strerror(errno.ENOENT))
+        return StagedEntry(found, self._tree, self._readers)
+
+    def iter_entries(self) -> Iterator[StagedEntry]:
+        """Its files and directories, names in byte order."""
+        return (StagedEntry(entry, self._tree, self._readers) for entry in self._tree.iter_children(self._path))
+
+    def enter(self, entry: StagedEntry) -> nullcontext[MergedFolder]:
+        """A directory of it."""
+        return nullcontext(MergedFolder(self._tree, self._readers, entry.merged.path))
+
+
+class MergedSource(Source):
+    """A staging directory over its parent, with what ``.kitignore`` and the Kitfile say of it."""
+
+    def __init__(self, tree: MergedTree, readers: Readers, rules: IgnoreRules, warn: Callable[[str], None]) -> None:
+        super().__init__(rules, warn)
+        self._tree = tree
+        self._readers = readers
+
+    def iter_entries(self, path: str) -> Iterator[StagedEntry]:
+        """See ``entries.iter_layer``."""
+        return iter_layer(MergedFolder(self._tree, self._readers, b""), path, self.rules.layer(path))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something at a cleaned path."""
+        return find_mode(self._tree, path) is not None
+
+    def list_others(self) -> list[tuple[str, int]]:
+        """Path and ``st_mode`` of links, devices and the like in the upper directory."""
+        return [(os.fsdecode(path), mode) for path, mode in self._tree.others]
+
+    def unclaimed(self) -> MergedSource:
+        """The same tree, no entry claiming anything of it."""
+        return MergedSource(self._tree, self._readers, self.rules.without_entries(), lambda _text: None)
+
+
+def find_mode(tree: MergedTree, path: str) -> int | None:
+    """The ``st_mode`` of what is at a cleaned path, links and devices too; None for nothing."""
+    raw = os.fsencode(path)
+    found = tree.find(raw) if path != "." else None
+    if found is not None or path == ".":
+        is_directory = found is None or found.kind is MemberKind.DIRECTORY
+        return stat.S_IFDIR if is_directory else stat.S_IFREG
+    return next((mode for other, mode in tree.others if other == raw), None)
