@@ -23,12 +23,14 @@ class PrepareCall(msgspec.Struct):
     Attributes:
         reference: The ModelKit, or an empty string for the whole store.
         mountpoint: Where it will be mounted.
-        modes: ``kit`` or ``tar``.
+        modes: ``kit``, ``writable`` or ``tar``.
         meta: Whether ``.kitfs`` is shown.
         kitops_home: kit's home, looked at first when it is given.
         materialise: When members get files of their own.
         size_max: What members may take of the disk, as ``kitfs.store.quota`` reads it.
         filters: What of the ModelKit is shown, as in ``kitfs.modelkit.filters``; none for all.
+        manifests: ``sha256:…`` of the ModelKit and its parents, when it was resolved before; none to resolve it now.
+        staging: Identity of the staging directory whose lower layer it will be, empty for none.
     """
 
     reference: str
@@ -39,6 +41,8 @@ class PrepareCall(msgspec.Struct):
     materialise: Literal["auto", "never", "always"] = "auto"
     size_max: str = ""
     filters: list[str] = []
+    manifests: list[str] = []
+    staging: str = ""
 
 
 class PrepareAnswer(msgspec.Struct):
@@ -88,6 +92,7 @@ class MountState(msgspec.Struct):
     Attributes:
         state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers.
         native: Share of the bytes shown that are plain files in the store just now, opened or not, 0 to 1.
+        is_writable: Whether it is the lower layer of an overlay, which is what lies at ``mountpoint``.
         spans_decoded: Spans of compressed layers that the worker has decoded, of about 512 KiB.
     """
 
@@ -103,6 +108,7 @@ class MountState(msgspec.Struct):
     state: str = "starting"
     native: float = 0.0
     spans_decoded: int = 0
+    is_writable: bool = False
 
 
 class ListAnswer(msgspec.Struct):

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
+from kitfs import mountinfo
 from kitfs.control import parse_descriptors
 from kitfs.errors import BusyError, FuseError, NotFoundError, UsageError
 
@@ -37,8 +37,6 @@ _LINKS_MAX = 40
 
 _FUSERMOUNT = "fusermount3"
 _FUSE_CONF = Path("/etc/fuse.conf")
-_MOUNTINFO = Path("/proc/self/mountinfo")
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
 class MountpointUnusable(UsageError):
@@ -100,25 +98,18 @@ class KitfsMount(msgspec.Struct, frozen=True):
 
 def find_mounts() -> list[KitfsMount]:
     """All mounts of kitfs in this mount namespace, later ones (on top) last."""
-    return parse_mountinfo(_MOUNTINFO.read_bytes())
+    return _mounts_of(mountinfo.read_mounts())
 
 
 def parse_mountinfo(raw: bytes) -> list[KitfsMount]:
     """The mounts of kitfs in ``/proc/<pid>/mountinfo`` (proc(5)); lines of another form are passed over."""
-    found = []
-    for line in raw.splitlines():
-        fields, separator, tail = line.partition(b" - ")
-        place = fields.split(b" ")
-        kind = tail.split(b" ")
-        if not separator or len(place) < 5 or len(kind) < 2 or kind[0] != FILE_SYSTEM.encode():
-            continue
-        mountpoint = Path(os.fsdecode(_unescape(place[4])))
-        found.append(KitfsMount(int(place[0]), mountpoint, place[2].decode("ascii"), os.fsdecode(_unescape(kind[1]))))
-    return found
+    return _mounts_of(mountinfo.parse_mountinfo(raw))
 
 
-def _unescape(field: bytes) -> bytes:
-    return _ESCAPE.sub(lambda match: bytes([int(match.group(1), 8) & 0xFF]), field)
+def _mounts_of(lines: Iterable[mountinfo.MountLine]) -> list[KitfsMount]:
+    return [
+        KitfsMount(line.number, line.mountpoint, line.device, line.source) for line in lines if line.kind == FILE_SYSTEM
+    ]
 
 
 def find_mount(path: Path) -> KitfsMount | None:
@@ -126,20 +117,7 @@ def find_mount(path: Path) -> KitfsMount | None:
 
     ``path`` may be relative or lead through links; its last component is not looked at while it is a mount point.
     """
-    mounts = {mount.mountpoint: mount for mount in find_mounts()}
-    literal = _absolute(path)
-    if literal in mounts:
-        return mounts[literal]
-    return mounts.get(_real_parent(literal)) or mounts.get(Path(os.path.realpath(literal)))
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.normpath(Path.cwd() / path))
-
-
-def _real_parent(path: Path) -> Path:
-    """The path with its folder's links resolved, its last component left alone."""
-    return Path(os.path.realpath(path.parent), path.name)
+    return mountinfo.find_at(path, ((mount.mountpoint, mount) for mount in find_mounts()))
 
 
 class Mountpoint(msgspec.Struct, frozen=True):
@@ -180,9 +158,9 @@ def check_mountpoint(path: Path, store_home: Path) -> Mountpoint:
         MountpointUnusable: when it is no empty directory, lies in the store or in another mount of kitfs.
         MountpointTaken: when a ModelKit is mounted there.
     """
-    literal = _absolute(path)
+    literal = mountinfo.absolute(path)
     _refuse_inside_mount(literal)
-    real = _real_parent(literal)
+    real = mountinfo.real_parent(literal)
     _refuse_inside_mount(real)
     home = Path(os.path.realpath(store_home))
     if real == home or home in real.parents:
@@ -285,7 +263,7 @@ def mount_device(mountpoint: Path, options: Sequence[str]) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
         with theirs:
-            run = _Fusermount(["-o", ",".join(options), "--", os.fspath(mountpoint)], theirs.fileno())
+            run = Program(_FUSERMOUNT, ["-o", ",".join(options), "--", os.fspath(mountpoint)], theirs.fileno())
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
         descriptors = parse_descriptors(ancillary)
         status, said = run.wait()
@@ -323,7 +301,7 @@ def _follow_links(path: Path, mountpoints: set[Path]) -> Path:
     for _ in range(_LINKS_MAX):
         if path in mountpoints or not path.is_symlink():
             break
-        path = _real_parent(path.parent / path.readlink())
+        path = mountinfo.real_parent(path.parent / path.readlink())
     return path
 
 
@@ -335,7 +313,7 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
         MountNotFound: when nothing is mounted there.
         MountFailed: for every other reason.
     """
-    status, said = _Fusermount(["-u", *(["-z"] if lazy else []), "--", os.fspath(mountpoint)]).wait()
+    status, said = Program(_FUSERMOUNT, ["-u", *(["-z"] if lazy else []), "--", os.fspath(mountpoint)]).wait()
     if status == 0:
         return
     if said.endswith("Device or resource busy"):
@@ -345,28 +323,39 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
     raise MountFailed(f"{mountpoint} can not be unmounted: {said or f'{_FUSERMOUNT} ended with {status}'}")
 
 
-class _Fusermount:
-    """One run of fusermount3, in the C locale, with what it says on standard error kept in an unnamed file."""
+class Program:
+    """One run of a program that mounts, in the C locale; what it says on standard error is kept in an unnamed file."""
 
-    def __init__(self, arguments: list[str], comm: int | None = None) -> None:
-        self._said = os.memfd_create("fusermount3", os.MFD_CLOEXEC)
+    def __init__(self, name: str, arguments: list[str], comm: int | None = None) -> None:
+        """Start it.
+
+        Args:
+            name: The program.
+            arguments: What it is given.
+            comm: A descriptor that it inherits, as ``_FUSE_COMMFD``.
+
+        Raises:
+            MountFailed: when it is missing.
+        """
+        self.name = name
+        self._said = os.memfd_create(name, os.MFD_CLOEXEC)
         environment = {**os.environ, "LC_ALL": "C"}
         actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, self._said, 2)]
         if comm is not None:
             environment["_FUSE_COMMFD"] = str(comm)
             actions.append((os.POSIX_SPAWN_DUP2, comm, comm))
         try:
-            self._pid = os.posix_spawnp(_FUSERMOUNT, [_FUSERMOUNT, *arguments], environment, file_actions=actions)
+            self._pid = os.posix_spawnp(name, [name, *arguments], environment, file_actions=actions)
         except OSError as error:
             os.close(self._said)
-            raise MountFailed(f"{_FUSERMOUNT} can not be run: {error.strerror}") from None
+            raise MountFailed(f"{name} can not be run: {error.strerror}") from None
 
     def wait(self) -> tuple[int, str]:
         """Its exit status and the last line that it said, without its own name."""
         _, status = os.waitpid(self._pid, 0)
         lines = os.pread(self._said, 16 << 10, 0).decode("utf-8", "replace").strip().splitlines()
         os.close(self._said)
-        return os.waitstatus_to_exitcode(status), lines[-1].removeprefix(f"{_FUSERMOUNT}: ") if lines else ""
+        return os.waitstatus_to_exitcode(status), lines[-1].removeprefix(f"{self.name}: ") if lines else ""
 
 
 def set_read_ahead(device: str, kib: int = READ_AHEAD_KIB) -> str | None:

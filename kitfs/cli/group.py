@@ -17,7 +17,7 @@ COMPLETE_VARIABLE = "_KITFS_COMPLETE"
 """The environment variable by which a shell's completion script asks for completions."""
 
 TOPICS: dict[str, tuple[str, ...]] = {
-    "Mount and read": ("mount", "umount", "ps", "prefetch"),
+    "Mount and read": ("mount", "umount", "ps", "prefetch", "staging"),
     "Look at ModelKits": ("list", "info", "inspect", "diff"),
     "Make ModelKits and take them apart": ("init", "pack", "commit", "unpack", "tag", "remove"),
     "Bring them in and out": ("import", "export"),

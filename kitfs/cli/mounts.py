@@ -1,4 +1,4 @@
-"""``kitfs mount``, ``umount``, ``ps``, ``daemon``: what a command does around the daemon.
+"""``kitfs mount``, ``ps``, ``daemon``: what a command does around the daemon.
 
 The command has the daemon prepare a session, mounts in its own process and namespace, and hands the device over. When
 ``mount`` returns, ``ls`` works; when it fails, nothing is mounted and no session is left. With a daemon running it
@@ -22,7 +22,7 @@ from kitfs.errors import KitfsError, UsageError
 
 if TYPE_CHECKING:
     from kitfs.calls import MountState, PrepareCall
-    from kitfs.client import Client, Preparation
+    from kitfs.client import Preparation
     from kitfs.mounting import KitfsMount, Mountpoint
     from kitfs.oci.reference import Reference
     from kitfs.store.store import Store
@@ -58,34 +58,56 @@ class OptionUnknown(UsageError):
 @click.option("--all", "everything", is_flag=True, help="Show the whole store as /repository/tag/….")
 @click.option("--filter", "filters", multiple=True, metavar="TYPES[:NAMES]",
               help="Only what matches, as for unpack; several add up.")  # fmt: skip
+@click.option("--writable", is_flag=True, help="Writable: changes go to a staging directory.")
+@click.option("--staging", type=click.Path(path_type=Path), metavar="DIRECTORY",
+              help="The staging directory of --writable (default: one of the store's own).")  # fmt: skip
 @click.option("-o", "options", multiple=True, metavar="OPTIONS",
               help=f"Comma separated: {_OPTIONS}.")  # fmt: skip
-def mount(settings: Settings, words: tuple[str, ...], everything: bool, filters: tuple[str, ...],
-          options: tuple[str, ...]) -> None:  # fmt: skip
-    """Mount a ModelKit on an empty directory; returns when it can be read."""
+def mount(settings: Settings, words: tuple[str, ...], everything: bool, filters: tuple[str, ...], writable: bool,
+          staging: Path | None, options: tuple[str, ...]) -> None:  # fmt: skip
+    """Mount a ModelKit on an empty directory; returns when it can be read.
+
+    With --writable it can be changed: what is written goes to a staging directory, which outlives the mount. The same
+    command mounts it again, over the very ModelKit that it was made over, wherever the tag points now.
+    """
     from kitfs import mounting
     from kitfs.calls import PrepareCall
 
     if len(words) != (1 if everything else 2):
         raise click.UsageError("mount wants REFERENCE DIRECTORY, or --all DIRECTORY")
-    if everything and filters:
-        raise click.UsageError("--filter goes with a REFERENCE, not with --all")
-    parsed = _MountOptions.parse(options)
+    _check_flags(everything, filters, writable, staging)
+    parsed = MountOptions.parse(options)
     cache = read_cache_settings()
     directory = Path(words[-1])
     if mounting.clear_dead_mount(directory):
         say(f"what was mounted on {directory} was dead and is unmounted")
+    if writable:
+        from kitfs.cli.writable import mount_writable
+
+        call = PrepareCall(words[0], "", "writable", parsed.meta)
+        call.materialise, call.size_max = parsed.materialise or cache.materialise, cache.size_max
+        mount_writable(settings, call, directory, staging, parsed)
+        return
     with mounting.check_mountpoint(directory, settings.home) as mountpoint:
         call = PrepareCall("" if everything else words[0], str(mountpoint.path), parsed.modes, parsed.meta)
         call.materialise, call.size_max = parsed.materialise or cache.materialise, cache.size_max
         call.filters = list(filters)
-        with _prepare(settings, call) as prepared:
-            _mount_prepared(settings, prepared, ALL_SOURCE if everything else prepared.reference, mountpoint, parsed)
+        with prepare(settings, call) as prepared:
+            mount_prepared(settings, prepared, ALL_SOURCE if everything else prepared.reference, mountpoint, parsed)
     if not settings.quiet and settings.log_level in ("info", "debug"):
         say(f"{prepared.reference} is mounted on {mountpoint.path}")
 
 
-class _MountOptions:
+def _check_flags(everything: bool, filters: tuple[str, ...], writable: bool, staging: Path | None) -> None:
+    if everything and (filters or writable):
+        raise click.UsageError(f"{'--filter' if filters else '--writable'} goes with a REFERENCE, not with --all")
+    if writable and filters:
+        raise click.UsageError("--writable goes without --filter: what is hidden could not be committed")
+    if staging is not None and not writable:
+        raise click.UsageError("--staging goes with --writable")
+
+
+class MountOptions:
     """What ``-o`` says."""
 
     def __init__(self) -> None:
@@ -96,7 +118,7 @@ class _MountOptions:
         self.materialise: Policy | None = None
 
     @classmethod
-    def parse(cls, options: tuple[str, ...]) -> _MountOptions:
+    def parse(cls, options: tuple[str, ...]) -> MountOptions:
         """Read ``-o``.
 
         Raises:
@@ -121,13 +143,7 @@ class _MountOptions:
         return parsed
 
 
-def _parse_reference(text: str) -> Reference:
-    from kitfs.oci.reference import parse_reference
-
-    return parse_reference(text)
-
-
-def _prepare(settings: Settings, call: PrepareCall) -> Preparation:
+def prepare(settings: Settings, call: PrepareCall) -> Preparation:
     """Have the daemon prepare a session. What kit's storage has anew of the reference is imported first, here.
 
     A daemon is started only for what can be found.
@@ -139,23 +155,24 @@ def _prepare(settings: Settings, call: PrepareCall) -> Preparation:
         call.kitops_home = str(settings.kitops_home)
     with contextlib.suppress(client.ImportDue, DaemonUnreachable):
         return client.Client(socket_path(settings.home, settings.socket)).prepare(call)
-    _look_for(settings, call)
+    look_for(settings, call)
     call.kitops_home = ""
     return client.ensure_daemon(settings.home, settings.socket).prepare(call)
 
 
-def _look_for(settings: Settings, call: PrepareCall) -> None:
+def look_for(settings: Settings, call: PrepareCall) -> None:
     """Import what kit's storage has anew of a reference and its parents, and see that the store holds it.
 
     Raises:
         ModelKitNotFound: when it or a parent is nowhere.
     """
     from kitfs.modelkit.resolve import resolve
+    from kitfs.oci.reference import parse_reference
 
     with settings.open_store() as store:
         if not call.reference:
             return
-        reference = _parse_reference(call.reference)
+        reference = parse_reference(call.reference)
         if call.kitops_home:
             refresh_from_kit(settings, store, reference)
         resolve(store, reference)
@@ -174,8 +191,8 @@ def refresh_from_kit(settings: Settings, store: Store, reference: Reference) -> 
         say(str(move))
 
 
-def _mount_prepared(
-    settings: Settings, prepared: Preparation, source: str, mountpoint: Mountpoint, options: _MountOptions
+def mount_prepared(
+    settings: Settings, prepared: Preparation, source: str, mountpoint: Mountpoint, options: MountOptions
 ) -> None:
     """Mount, have the daemon serve it, set the read-ahead. Nothing is mounted when it raises."""
     from kitfs import mounting
@@ -207,69 +224,6 @@ def _unmounted_on_failure(mounted: KitfsMount) -> Iterator[None]:
         with contextlib.suppress(KitfsError):
             mounting.unmount(mounted.mountpoint, lazy=True)
         raise
-
-
-@verb("umount", short_help="Unmount a ModelKit.", examples=["kitfs umount /mnt/model", "kitfs umount --all"])
-@click.argument("what", required=False, metavar="DIRECTORY|REFERENCE")
-@click.option("--all", "everything", is_flag=True, help="Unmount everything that this store's daemon serves.")
-@click.option("--lazy", is_flag=True, help="Detach at once; files that are open stay readable.")
-def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -> None:
-    """Unmount a ModelKit; returns when nothing of it is left."""
-    from kitfs import client
-
-    if (what is None) != everything:
-        raise click.UsageError("umount wants DIRECTORY, REFERENCE or --all")
-    daemon = client.find_daemon(settings.home, settings.socket)
-    states = daemon.list_mounts() if daemon else []
-    failure: KitfsError | None = None
-    for mounted in _find_mounts(what, states):
-        try:
-            _unmount(daemon, states, mounted, lazy=lazy)
-        except KitfsError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
-
-
-def _find_mounts(what: str | None, states: list[MountState]) -> list[KitfsMount]:
-    """The mounts that ``what`` names, the topmost first; None and a reference mean those of this store's daemon."""
-    from kitfs import mounting
-
-    if what is not None and (mounted := mounting.find_mount(Path(what))):
-        return [mounted]
-    if what is not None:
-        names = {what}
-        with contextlib.suppress(KitfsError):
-            names.add(_parse_reference(what).display)
-        states = [state for state in states if state.reference in names]
-    found = _mounts_of(states)
-    if what is not None and not found:
-        raise mounting.MountNotFound(what)
-    return found
-
-
-def _mounts_of(states: list[MountState]) -> list[KitfsMount]:
-    """The mounts of sessions, bind mounts of them too, the topmost first.
-
-    A device number is given to another mount as soon as it is free, so the place must be the right one as well.
-    """
-    from kitfs import mounting
-
-    mounts = mounting.find_mounts()
-    places = {(state.device, state.mountpoint) for state in states}
-    devices = {mounted.device for mounted in mounts if (mounted.device, str(mounted.mountpoint)) in places}
-    return [mounted for mounted in reversed(mounts) if mounted.device in devices]
-
-
-def _unmount(daemon: Client | None, states: list[MountState], mounted: KitfsMount, *, lazy: bool) -> None:
-    from kitfs import mounting
-
-    mounting.unmount(mounted.mountpoint, lazy=lazy)
-    if daemon is None or lazy or mounted.device in {other.device for other in mounting.find_mounts()}:
-        return
-    for state in states:
-        if state.device == mounted.device:
-            daemon.wait_ended(state.session)
 
 
 @verb("ps", short_help="List mounts with their state.")

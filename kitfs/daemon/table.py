@@ -99,6 +99,7 @@ class Table:
             await self.abandon(prepared)
             raise WorkerDied(f"the worker {worker.end() if worker else 'ended'} before anything was mounted")
         state = MountState(prepared.session, prepared.call.mountpoint, prepared.reference, call.device)
+        state.is_writable = bool(prepared.call.staging)
         session = Session(state, device, self._forker, worker)
         self._prepared.discard(prepared)
         self._sessions[prepared.session] = session

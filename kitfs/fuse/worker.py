@@ -30,6 +30,7 @@ import trio
 
 from kitfs.calls import PrepareAnswer, PrepareCall
 from kitfs.control import Refusal, parse_descriptors
+from kitfs.digest import Digest
 from kitfs.errors import KitfsError
 from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover, run_session
@@ -133,6 +134,8 @@ def _prepare(store: Store, order: PrepareOrder) -> HeldSession:
         gid=order.gid,
         options=SessionOptions(call.modes, call.meta, call.materialise, call.size_max),
         filters=call.filters,
+        manifests=[Digest.parse(manifest) for manifest in call.manifests],
+        staging=call.staging,
     )
 
 

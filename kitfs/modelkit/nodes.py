@@ -34,10 +34,12 @@ class Modes(enum.Enum):
     """Which permission bits are shown.
 
     KIT: 0444, or 0555 if any x bit, directories 0555: a file that was packed 0600 can be read by the server.
+    WRITABLE: 0644, or 0755 if any x bit, directories 0755: below an overlay, so that the owner can write.
     TAR: those of the layer, without setuid, setgid and sticky.
     """
 
     KIT = "kit"
+    WRITABLE = "writable"
     TAR = "tar"
 
 
@@ -349,4 +351,5 @@ def shown_mode(node: Node, modes: Modes) -> int:
         return 0o777
     if modes is Modes.TAR:
         return node.mode
-    return 0o555 if node.kind is NodeKind.DIRECTORY or node.mode & 0o111 else 0o444
+    shown = 0o555 if node.kind is NodeKind.DIRECTORY or node.mode & 0o111 else 0o444
+    return shown | 0o200 if modes is Modes.WRITABLE else shown

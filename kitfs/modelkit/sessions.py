@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kitfs.digest import checksum
+from kitfs.digest import Digest, checksum
 from kitfs.errors import KitfsError
 from kitfs.modelkit import NODES_MAX, TREE_VERSION
 from kitfs.modelkit.filters import parse_filters
-from kitfs.modelkit.resolve import resolve
+from kitfs.modelkit.resolve import reopen, resolve
 from kitfs.store.partials import boot_id
 from kitfs.store.sessions import HeldSession, SessionOptions, SessionRecord, new_session_id
 
@@ -48,6 +48,8 @@ def prepare_session(
     options: SessionOptions,
     session_id: str | None = None,
     filters: Sequence[str] = (),
+    manifests: Sequence[Digest] = (),
+    staging: str = "",
 ) -> HeldSession:
     """Resolve what a mount shows and record it. The tree itself is built by the worker.
 
@@ -60,15 +62,22 @@ def prepare_session(
         options: What it shows and how.
         session_id: Name of the session, None to make one up.
         filters: What of the ModelKit is shown, as in ``filters``; none for all.
+        manifests: What the reference was resolved to before, the ModelKit first; none to resolve it now.
+        staging: Identity of the staging directory whose lower layer it is, empty for none.
 
     Raises:
+        BlobNotFound: when one of ``manifests`` is gone.
         ModelKitNotFound: when the ModelKit or a parent is not in the store.
         MalformedError: when a manifest or Kitfile breaks its format.
         FilterMalformed: when a filter breaks the grammar.
     """
     parse_filters(filters)
     with store.lease("mount") as lease:
-        resolved = resolve(store, reference) if reference else None
+        for digest in manifests:
+            lease.hold(digest)
+        resolved = None
+        if reference:
+            resolved = reopen(store, reference.display, manifests) if manifests else resolve(store, reference)
         for digest in resolved.digests if resolved else ():
             lease.hold(digest)
         record = SessionRecord(
@@ -81,6 +90,7 @@ def prepare_session(
             manifests=[str(digest) for digest in resolved.digests] if resolved else [],
             options=options,
             filter=list(filters),
+            staging=staging,
             tree_version=TREE_VERSION,
             boot_id=boot_id(),
             created_s=int(time.time()),

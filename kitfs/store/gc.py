@@ -39,7 +39,7 @@ class Victim:
     """One thing that goes, or would go.
 
     Attributes:
-        kind: ``ModelKit``, ``blob``, ``member``, ``partial``, ``ingest``, ``lease`` or ``session``.
+        kind: ``ModelKit``, ``blob``, ``member``, ``partial``, ``ingest``, ``lease``, ``session`` or ``staging``.
         name: Its digest or file name.
         size: Bytes that the disk gets back; 0 for a linked file that has another name.
         reason: Why.
@@ -146,6 +146,7 @@ def _decide(
 ) -> _Plan:
     problems = agreement.find_disagreements(txn, layout)
     problems += [f"session {path.stem} can not be read" for path in notes.sessions_unreadable]
+    problems += [f"{path} can not be read" for path in notes.staging_unreadable]
     if problems:
         raise IndexDisagrees(problems)
     young_s = time.time() - grace_s
@@ -167,7 +168,7 @@ def _decide(
         if digest in blobs and blobs[digest].form == "split":
             plan.unpinned.add(digest)
         is_kit = txn.contains(schema.MANIFESTS, digest.raw)
-        reason = "no tag, lease or session leads to it" if digest in blobs else _UNFINISHED
+        reason = "no tag, lease, session or staging directory leads to it" if digest in blobs else _UNFINISHED
         size = (file.size if file else 0) + (recipe.size if recipe else 0)
         plan.victims.append(Victim("ModelKit" if is_kit else "blob", str(digest), size, reason))
     _plan_other_forms(plan, files, blobs, notes.held | young, young_s)
@@ -211,6 +212,7 @@ def _plan_leftovers(plan: _Plan, notes: Notes) -> None:
         ("ingest", notes.ingests_dead, "its operation has ended"),
         ("lease", notes.leases_dead, "its process has ended"),
         ("session", notes.sessions_dead, "nobody serves it, and it is not wanted"),
+        ("staging", notes.staging_gone, "its directory was removed"),
     ):
         for path in paths:
             with contextlib.suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ Used by every module of the store. Knows names and modes, never contents. The tr
     partial/<boot id>/             members being put together from spans (``partials``)
     ingest/<lease id>.<n>          writes in progress; ingest/trash-… is on its way out
     sessions/<id>.json .holds .names
+    staging/<name> .json           writable directories over ModelKits, or links to them (``staging``); made when needed
     leases/<id>                    digests that a running operation holds, one a line
     gc.lock                        shared by who takes hold of content, exclusive while GC decides
     tags.log                       every tag change
@@ -77,6 +78,11 @@ class Layout:
     def sessions(self) -> Path:
         """The folder of session records."""
         return self.home / "sessions"
+
+    @property
+    def staging(self) -> Path:
+        """The folder of staging directories and their registrations; made when it is needed."""
+        return self.home / "staging"
 
     @property
     def leases(self) -> Path:

@@ -1,6 +1,7 @@
 """What garbage collection starts from, and everything that hangs on it.
 
-Roots: tags; digests noted by live leases; the manifests and noted digests of sessions that are alive or wanted.
+Roots: tags; digests noted by live leases; the manifests and noted digests of sessions that are alive or wanted; the
+manifests of staging directories that are there.
 A root that is a manifest keeps its config, its layers, their image indexes and its chain of parents; a layer that is
 kept keeps the members in its table of contents; GC adds those that a kept blob pins. Reads only; GC calls it inside the
 exclusive ``gc.lock``.
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from kitfs.digest import Digest
 from kitfs.oci.mediatype import parse_layer_type
-from kitfs.store import catalog, gate, sessions, tags
+from kitfs.store import catalog, gate, sessions, staging, tags
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
 from kitfs.store.lease import read_held
@@ -34,6 +35,8 @@ class Notes:
         leases_dead: Files of the others.
         sessions_dead: Files of sessions that are neither alive nor wanted.
         sessions_unreadable: Files of sessions that can not be read.
+        staging_gone: Registrations of staging directories that were removed, and those that were not finished.
+        staging_unreadable: Registrations that can not be read.
         ingests_dead: Files in ``ingest/`` of dead leases, and trash.
         partials_unused: Data files of partials that nobody reads.
     """
@@ -43,6 +46,8 @@ class Notes:
     leases_dead: list[Path] = field(default_factory=list)
     sessions_dead: list[Path] = field(default_factory=list)
     sessions_unreadable: list[Path] = field(default_factory=list)
+    staging_gone: list[Path] = field(default_factory=list)
+    staging_unreadable: list[Path] = field(default_factory=list)
     ingests_dead: list[Path] = field(default_factory=list)
     partials_unused: list[Path] = field(default_factory=list)
 
@@ -66,7 +71,20 @@ def read_notes(layout: Layout) -> Notes:
             notes.ingests_dead.append(path)
     notes.partials_unused = [path for path in iter_partials(layout) if not gate.is_alive(map_of(path))]
     _read_sessions(layout, notes)
+    _read_staging(layout, notes)
     return notes
+
+
+def _read_staging(layout: Layout, notes: Notes) -> None:
+    notes.staging_gone += staging.iter_scratch(layout)
+    for path, registration in staging.iter_registrations(layout):
+        if registration is None:
+            notes.staging_unreadable.append(path)
+        elif staging.is_gone(registration):
+            link = path.with_suffix("")
+            notes.staging_gone += [path, link] if link.is_symlink() else [path]
+        else:
+            notes.held.update(map(Digest.parse, registration.manifests))
 
 
 def _read_sessions(layout: Layout, notes: Notes) -> None:

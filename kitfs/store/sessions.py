@@ -37,7 +37,7 @@ class SessionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     """Options of a mount; ``modes`` and ``meta`` change what its tree shows, the others how it is read.
 
     Attributes:
-        modes: ``kit`` (0444, 0555) or ``tar`` (as recorded).
+        modes: ``kit`` (0444, 0555), ``writable`` (0644, 0755) or ``tar`` (as recorded).
         meta: Whether ``.kitfs`` is shown.
         materialise: When members get files of their own: ``auto``, ``never`` or ``always``.
         size_max: What members may take of the disk, as ``quota`` reads it.
@@ -68,6 +68,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
         tree_version: The version of the rules that make a tree of it.
         inode_first: First inode number of its tree.
         wanted: Whether it is mounted again after a reboot.
+        staging: Identity of the staging directory whose lower layer it is, empty for others.
         version: Format of this record.
     """
 
@@ -86,6 +87,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     tree_version: int = 1
     inode_first: int = 2
     wanted: bool = False
+    staging: str = ""
     version: int = SESSION_VERSION
 
 

@@ -26,7 +26,7 @@ def test_gc_dry_run_says_what_would_go_and_why(kitfs, loose):
     [header, row] = done.out.splitlines()
     assert header.split() == ["KIND", "NAME", "SIZE", "REASON"]
     assert row.split()[:3] == ["blob", str(loose), "5"]
-    assert "no tag, lease or session leads to it" in row
+    assert "no tag, lease, session or staging directory leads to it" in row
     assert "would be removed" in done.err
     assert kitfs("gc", "--dry-run", "-q").out == f"{loose}\n"
 
@@ -38,7 +38,14 @@ def test_gc_removes_and_then_has_nothing_to_do(kitfs, loose):
         "dryRun": False,
         "size": 5,
         "kept": 0,
-        "removed": [{"kind": "blob", "name": str(loose), "size": 5, "reason": "no tag, lease or session leads to it"}],
+        "removed": [
+            {
+                "kind": "blob",
+                "name": str(loose),
+                "size": 5,
+                "reason": "no tag, lease, session or staging directory leads to it",
+            }
+        ],
     }
     again = kitfs("gc")
     assert (again.code, again.out) == (0, "")

@@ -1,0 +1,120 @@
+"""``kitfs umount``: what lies at a place or what a reference names, overlays before what they lie over."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kitfs.cli.settings import Settings, verb
+from kitfs.errors import KitfsError
+
+if TYPE_CHECKING:
+    from kitfs.calls import MountState
+    from kitfs.client import Client
+    from kitfs.mountinfo import Overlay
+    from kitfs.mounting import KitfsMount
+
+
+@verb("umount", short_help="Unmount a ModelKit.", examples=["kitfs umount /mnt/model", "kitfs umount --all"])
+@click.argument("what", required=False, metavar="DIRECTORY|REFERENCE")
+@click.option("--all", "everything", is_flag=True, help="Unmount everything that this store's daemon serves.")
+@click.option("--lazy", is_flag=True, help="Detach at once; files that are open stay readable.")
+def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -> None:
+    """Unmount a ModelKit; returns when nothing of it is left. What was written stays in its staging directory."""
+    from kitfs import client
+    from kitfs.mountinfo import find_overlays
+
+    if (what is None) != everything:
+        raise click.UsageError("umount wants DIRECTORY, REFERENCE or --all")
+    daemon = client.find_daemon(settings.home, settings.socket)
+    states = daemon.list_mounts() if daemon else []
+    failure: KitfsError | None = None
+    overlays = find_overlays()
+    for mounted in _find_mounts(what, states, overlays):
+        try:
+            unmount(daemon, states, mounted, overlays, lazy=lazy)
+        except KitfsError as error:
+            failure = failure or error
+    _sweep(settings)
+    if failure is not None:
+        raise failure
+
+
+def _find_mounts(what: str | None, states: list[MountState], overlays: list[Overlay]) -> list[KitfsMount]:
+    """The mounts that ``what`` names, the topmost first; None and a reference mean those of this store's daemon."""
+    from kitfs import mounting
+    from kitfs.oci.reference import parse_reference
+
+    if what is not None and (mounted := find_mount(Path(what), overlays)):
+        return [mounted]
+    if what is not None:
+        names = {what}
+        with contextlib.suppress(KitfsError):
+            names.add(parse_reference(what).display)
+        states = [state for state in states if state.reference in names]
+    found = _mounts_of(states)
+    if what is not None and not found:
+        raise mounting.MountNotFound(what)
+    return found
+
+
+def find_mount(path: Path, overlays: list[Overlay]) -> KitfsMount | None:
+    """The mount of kitfs at a path, or below the overlay there."""
+    from kitfs import mounting
+    from kitfs.mountinfo import find_at
+
+    overlay = find_at(path, ((overlay.mount.mountpoint, overlay) for overlay in overlays))
+    return mounting.find_mount(path if overlay is None else overlay.lower)
+
+
+def _mounts_of(states: list[MountState]) -> list[KitfsMount]:
+    """The mounts of sessions, bind mounts of them too, the topmost first.
+
+    A device number is given to another mount as soon as it is free, so the place must be the right one as well: for
+    the lower layer of an overlay that is named after its session.
+    """
+    from kitfs import mounting
+
+    mounts = mounting.find_mounts()
+    places = {(state.device, state.session if state.is_writable else state.mountpoint) for state in states}
+    devices = {
+        mounted.device
+        for mounted in mounts
+        if places & {(mounted.device, str(mounted.mountpoint)), (mounted.device, mounted.mountpoint.name)}
+    }
+    return [mounted for mounted in reversed(mounts) if mounted.device in devices]
+
+
+def unmount(
+    daemon: Client | None, states: list[MountState], mounted: KitfsMount, overlays: list[Overlay], *, lazy: bool
+) -> None:
+    """Unmount one mount with the overlays over it; returns when the daemon has let go of it.
+
+    Raises:
+        MountBusy: when it is in use; it is mounted as before then.
+        MountFailed: when it can not be unmounted for another reason.
+    """
+    from kitfs import mounting, overlay
+
+    above = [one for one in overlays if one.lower == mounted.mountpoint]
+    for one in reversed(above):
+        overlay.unmount_overlay(one, lazy=lazy)
+    if above:
+        overlay.drop_lower(mounted.mountpoint)
+    else:
+        mounting.unmount(mounted.mountpoint, lazy=lazy)
+    if daemon is None or lazy or mounted.device in {other.device for other in mounting.find_mounts()}:
+        return
+    for state in states:
+        if state.device == mounted.device:
+            daemon.wait_ended(state.session)
+
+
+def _sweep(settings: Settings) -> None:
+    """Unmount lower layers that a killed command left without an overlay."""
+    from kitfs import overlay
+
+    overlay.sweep_lowers(overlay.lower_folder(settings.home))

@@ -1,0 +1,161 @@
+"""``kitfs mount --writable``: a ModelKit's own mount, out of sight, and an overlay of a staging directory over it.
+
+In this order: the staging directory, a session for its ModelKits by digest, the lower mount, the overlay. Whatever
+fails takes with it what was made before, the staging directory too when it was made here. A command that is killed on
+its way leaves at most a lower mount without an overlay, which the next one unmounts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kitfs import mounting, overlay
+from kitfs.cli import mounts
+from kitfs.cli.output import warn
+from kitfs.modelkit import staging as stagings
+from kitfs.modelkit.staging import Staging, StagingMounted, StagingUnusable
+from kitfs.store.staging import register
+
+if TYPE_CHECKING:
+    from kitfs.calls import PrepareCall
+    from kitfs.cli.settings import Settings
+    from kitfs.oci.reference import Reference
+
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
+_NAME_SIZE_MAX = 80
+
+
+def mount_writable(
+    settings: Settings, call: PrepareCall, directory: Path, path: Path | None, options: mounts.MountOptions
+) -> None:
+    """Mount a ModelKit writable.
+
+    Args:
+        settings: Global options.
+        call: What is to be mounted.
+        directory: Where.
+        path: The staging directory, None for one of the store's own.
+        options: What ``-o`` says.
+
+    Raises:
+        StagingMounted, StagingHeld: when the staging directory is in use.
+        StagingUnusable: when it can not be used, or is for another reference.
+        KitfsError: as for any mount.
+    """
+    if options.modes != "kit":
+        raise mounts.OptionUnknown("-o modes=tar goes without --writable: the owner could not write everywhere")
+    with mounting.check_mountpoint(directory, settings.home) as mountpoint, _staging(settings, call, path) as staging:
+        _check_places(staging, mountpoint)
+        with stagings.hold_staging(staging.path):
+            mount_held(settings, call, staging, mountpoint, options)
+
+
+def mount_held(
+    settings: Settings,
+    call: PrepareCall,
+    staging: Staging,
+    mountpoint: mounting.Mountpoint,
+    options: mounts.MountOptions,
+) -> None:
+    """Mount a staging directory that is held. Nothing is mounted when it raises.
+
+    Raises:
+        StagingMounted: when it is mounted.
+        KitfsError: when it can not be.
+    """
+    folder = overlay.lower_folder(settings.home)
+    overlay.sweep_lowers(folder)
+    mounted_on = stagings.find_mountpoint(staging)
+    if mounted_on is not None:
+        raise StagingMounted(staging.path, mounted_on)
+    register(staging.layout, staging.path, staging.record.reference, staging.manifests)
+    call.reference, call.mountpoint = staging.record.reference, str(mountpoint.path)
+    call.modes, call.manifests, call.staging = staging.record.modes, staging.record.manifests, staging.identity
+    with mounts.prepare(settings, call) as prepared, overlay.hold_lower(folder, prepared.session) as lower:
+        below = mounts.MountOptions()
+        below.allow_other = False
+        with mounting.check_mountpoint(lower, settings.home) as place:
+            mounts.mount_prepared(settings, prepared, staging.record.reference, place, below)
+        allow_other = mounting.others_permitted() if options.allow_other is None else options.allow_other
+        if not mountpoint.is_still_there():
+            raise mounting.MountpointUnusable(mountpoint.path, "it was swapped for something else meanwhile")
+        overlay.mount_overlay(staging, lower, mountpoint, allow_other=allow_other, noexec=options.noexec)
+
+
+@contextlib.contextmanager
+def _staging(settings: Settings, call: PrepareCall, path: Path | None) -> Iterator[Staging]:
+    """The staging directory to mount, made where there is none; one that was made here goes with an error."""
+    from kitfs.oci.reference import parse_reference
+
+    reference = parse_reference(call.reference)
+    path = path or _default_path(settings, reference)
+    try:
+        staging = stagings.open_staging(path)
+    except stagings.StagingNotFound:
+        staging = _create(settings, call, path, reference)
+    else:
+        _check_record(settings, staging, reference)
+        yield staging
+        return
+    try:
+        yield staging
+    except BaseException:
+        with contextlib.suppress(Exception):
+            stagings.remove_staging(staging.layout, staging.path)
+        raise
+
+
+def _default_path(settings: Settings, reference: Reference) -> Path:
+    return settings.home / "staging" / _UNFIT.sub("-", reference.display)[-_NAME_SIZE_MAX:].strip("-.")
+
+
+def _create(settings: Settings, call: PrepareCall, path: Path, reference: Reference) -> Staging:
+    from kitfs.modelkit.resolve import resolve
+
+    mounts.look_for(settings, call)
+    with settings.open_store() as store:
+        resolved = resolve(store, reference)
+        return stagings.create_staging(
+            store, path, resolved, overlay=overlay.choose_kind(), uid=os.geteuid(), gid=os.getegid()
+        )
+
+
+def _check_record(settings: Settings, staging: Staging, reference: Reference) -> None:
+    """Refuse a staging directory that is for something else; say where the tag points elsewhere now.
+
+    Raises:
+        StagingUnusable: when it is for another store, user or reference.
+    """
+    from kitfs.modelkit.resolve import find_manifest
+
+    record = staging.record
+    home = os.path.realpath(settings.home)
+    if record.store != home:
+        raise StagingUnusable(staging.path, f"it belongs to the store {record.store}", f"--home {record.store}")
+    if record.uid != os.geteuid():
+        raise StagingUnusable(staging.path, f"it belongs to uid {record.uid}")
+    if reference.display != record.reference and reference.digest != staging.manifests[0]:
+        hint = f"kitfs mount {record.reference} DIRECTORY --writable --staging {staging.path}"
+        raise StagingUnusable(staging.path, f"it was made over {record.reference}, not {reference.display}", hint)
+    with settings.open_store(create=False) as store:
+        now = find_manifest(store, reference)
+    if now != staging.manifests[0]:
+        where = f"means {now} now" if now else "is not in the store any more"
+        warn(f"{record.reference} {where}; {staging.path} stays over {staging.manifests[0]}")
+
+
+def _check_places(staging: Staging, mountpoint: mounting.Mountpoint) -> None:
+    """Refuse a staging directory that the mount would hide, or a mount point inside of it.
+
+    Raises:
+        StagingUnusable: when one lies in the other.
+    """
+    if staging.path == mountpoint.path or mountpoint.path in staging.path.parents:
+        raise StagingUnusable(staging.path, f"the mount on {mountpoint.path} would hide it")
+    if staging.path in mountpoint.path.parents:
+        raise StagingUnusable(staging.path, f"the mount point {mountpoint.path} lies inside of it")
