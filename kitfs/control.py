@@ -25,12 +25,12 @@ import msgspec
 
 from kitfs import errors
 from kitfs.errors import DaemonError, KitfsError, MalformedError
+from kitfs.home import SYSTEM_HOME
 
 INTERFACE = "org.kitfs.Control"
 MESSAGE_SIZE_MAX = 64 << 10
 """Longest message, its NUL not counted."""
 
-SYSTEM_HOME = Path("/var/lib/kitfs")
 SYSTEM_SOCKET = Path("/run/kitfs/kitfs.sock")
 SOCKET_PATH_SIZE_MAX = 107
 """Longest path of a socket (``sun_path`` is 108 bytes with its NUL, unix(7))."""

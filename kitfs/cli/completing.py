@@ -142,6 +142,7 @@ ARGUMENTS: dict[tuple[str, str], Completed] = {
     ("info", "reference"): References(),
     ("inspect", "reference"): References(),
     ("list", "repository"): Repositories(),
+    ("log", "reference"): References(),
     ("mount", "words"): ReferenceThenDirectory(),
     ("prefetch", "what"): ReferencesOrMounts(),
     ("remove", "reference"): References(),

@@ -18,7 +18,7 @@ COMPLETE_VARIABLE = "_KITFS_COMPLETE"
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "Mount and read": ("mount", "umount", "ps", "prefetch", "staging"),
-    "Look at ModelKits": ("list", "info", "inspect", "diff"),
+    "Look at ModelKits": ("list", "info", "inspect", "diff", "log"),
     "Make ModelKits and take them apart": ("init", "pack", "commit", "unpack", "tag", "remove"),
     "Bring them in and out": ("import", "export"),
     "Care for the store": ("du", "gc", "verify", "fsck"),

@@ -72,7 +72,8 @@ def info(settings: Settings, reference: str, selector: str) -> None:
 def inspect(settings: Settings, reference: str) -> None:
     """Print digest, version, Kitfile and manifest of REFERENCE as JSON, as kit inspect does; with -q the ModelKitID.
 
-    A ModelPack artifact without a Kitfile is shown without one.
+    A ModelPack artifact without a Kitfile is shown without one. A ModelKit that was committed over another has one more
+    key, lineage.
     """
     manifest, kitfile = _read(settings, reference)
     if settings.quiet:
@@ -98,7 +99,21 @@ def encode_inspection(manifest: Manifest, kitfile: Kitfile | None) -> bytes:
     if kitfile is not None:
         shown["kitfile"] = strict_json.decode(encode_kitfile_json(kitfile))
     shown["manifest"] = _order(strict_json.decode(manifest.raw), MANIFEST_KEYS)
+    if lineage := _encode_lineage(manifest):
+        shown["lineage"] = lineage
     return go_json.encode(shown)
+
+
+def _encode_lineage(manifest: Manifest) -> dict[str, object]:
+    """Where it was derived from, as the manifest has it; empty for what other programs write."""
+    from kitfs.oci import manifest as manifests
+
+    keys = {
+        "parent": manifests.ANNOTATION_PARENT,
+        "parentReference": manifests.ANNOTATION_PARENT_REFERENCE,
+        "message": manifests.ANNOTATION_MESSAGE,
+    }
+    return {key: manifest.annotations[name] for key, name in keys.items() if name in manifest.annotations}
 
 
 def _order(value: object, keys: tuple[str, ...]) -> object:

@@ -26,6 +26,7 @@ VERBS = {
     "init": "kitfs.cli.initialising:init",
     "inspect": "kitfs.cli.inspecting:inspect",
     "list": "kitfs.cli.listing:list_",
+    "log": "kitfs.cli.history:log",
     "mount": "kitfs.cli.mounts:mount",
     "pack": "kitfs.cli.packing:pack",
     "prefetch": "kitfs.cli.prefetching:prefetch",

@@ -86,5 +86,9 @@ def format_size(size: int) -> str:
 
 def format_path(path: bytes) -> str:
     """A path in a ModelKit for a person: what can not be printed, escape sequences among it, is shown escaped."""
-    text = path.decode("utf-8", "backslashreplace")
+    return format_text(path.decode("utf-8", "backslashreplace"))
+
+
+def format_text(text: str) -> str:
+    """One line of somebody else's for a person: when something in it can not be printed, all of it is escaped."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from kitfs.home import default_home, user_data
+
 if TYPE_CHECKING:
     from kitfs.store.store import Store
 
@@ -23,27 +25,12 @@ if TYPE_CHECKING:
 else:
     TextChoice = click.Choice  # no subscript before click 8.2
 
-SYSTEM_HOME = Path("/var/lib/kitfs")
-
-
-def default_home() -> Path:
-    """The store's place: ``$KITFS_HOME``, else ``/var/lib/kitfs`` for root, else the user's data folder."""
-    if home := os.environ.get("KITFS_HOME"):
-        return Path(home).absolute()
-    return SYSTEM_HOME if os.geteuid() == 0 else _user_data() / "kitfs"
-
 
 def default_kitops_home() -> Path:
     """kit's home: ``$KITOPS_HOME``, else ``$XDG_DATA_HOME/kitops`` (kitops ``pkg/lib/constants``, Linux)."""
     if home := os.environ.get("KITOPS_HOME"):
         return Path(home).absolute()
-    return _user_data() / "kitops"
-
-
-def _user_data() -> Path:
-    if data := os.environ.get("XDG_DATA_HOME"):
-        return Path(data)
-    return Path.home() / ".local" / "share"
+    return user_data() / "kitops"
 
 
 @dataclass

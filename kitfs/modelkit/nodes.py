@@ -225,6 +225,18 @@ class Tree:
             node = self.get_child(node.number, name)
         return node
 
+    def follow_path(self, path: bytes) -> Node:
+        """The node at a path relative to the root; the link ``model``, the only one that a tree may have, is followed.
+
+        Raises:
+            NodeNotFound: when there is none.
+        """
+        first, _, rest = path.partition(b"/")
+        child = self.find_child(0, first) if self.model is not None and first else None
+        if child is not None and child.kind is NodeKind.SYMLINK:
+            path = b"/".join(name for name in (self.model, rest) if name)
+        return self.get_path(path)
+
     def iter_paths(self) -> Iterator[tuple[bytes, Node]]:
         """Every node but the root with its path, in order of numbers."""
         paths = {0: b""}

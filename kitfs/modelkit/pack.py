@@ -22,6 +22,7 @@ from kitfs.modelkit.pack_manifest import ManifestForm
 from kitfs.modelkit.pack_options import PackOptions, check_options, plan_layers
 from kitfs.modelkit.pack_source import PackUnusable, open_source
 from kitfs.modelkit.parentage import find_parents
+from kitfs.modelkit.publish import Publication
 from kitfs.oci.kitfile import (
     KITFILE_NAMES,
     KITFILE_SIZE_MAX,

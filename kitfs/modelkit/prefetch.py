@@ -18,7 +18,7 @@ from typing import Self
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError, NotFoundError
 from kitfs.layer.reader import LayerReader
-from kitfs.modelkit.tree import MemberContent, Node, NodeKind, NodeNotFound, Tree
+from kitfs.modelkit.tree import MemberContent, Node, NodeNotFound, Tree
 from kitfs.progress import Progress, Step
 from kitfs.store.errors import BlobNotFound
 from kitfs.store.store import Store
@@ -99,7 +99,7 @@ def plan(tree: Tree, paths: Sequence[bytes], reference: str) -> list[Wanted]:
 
     Args:
         tree: What the ModelKit shows.
-        paths: Files and directories relative to its root, whose last symlink is followed; none: everything.
+        paths: Files and directories relative to its root, whose links are followed; none: everything.
         reference: The ModelKit, for the error.
 
     Raises:
@@ -119,12 +119,9 @@ def plan(tree: Tree, paths: Sequence[bytes], reference: str) -> list[Wanted]:
 def _find(tree: Tree, path: bytes, reference: str) -> Node:
     cleaned = b"/".join(name for name in path.split(b"/") if name not in (b"", b"."))
     try:
-        node = tree.get_path(cleaned)
-        if node.kind is NodeKind.SYMLINK and tree.model is not None:  # `model` is the only one there is
-            node = tree.get_path(tree.model)
+        return tree.follow_path(cleaned)
     except NodeNotFound:
         raise PathNotFound(path, reference) from None
-    return node
 
 
 class Prefetch:

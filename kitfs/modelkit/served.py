@@ -298,6 +298,11 @@ class ServedKit:
         for layer in islice(self.tree.iter_layers(), WARMED_MAX):
             self._reader(layer).warm()
 
+    def close(self) -> None:
+        """Stop decoding what nobody else waits for; files that are open can still be read, as ``LayerReader.close``."""
+        for reader in self._readers.values():
+            reader.close()
+
     def _reader(self, layer: Digest) -> LayerReader:
         reader = self._readers.get(layer)
         if reader is None:
