@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from kitfs import client, mounting
+import kitfs
+from kitfs import client, mounting, mountinfo
 from kitfs.calls import MountState
 from kitfs.control import DaemonUnreachable, socket_path
 from kitfs.digest import Digest
@@ -30,6 +32,7 @@ WEIGHTS = random.Random(1).randbytes(8 << 20)
 
 RUN = "from kitfs.cli.main import main; main()"
 TIMEOUT_S = 60
+NOBODY = 65534
 
 
 def _blob(layout: Path, media_type: str, data: bytes) -> dict[str, object]:
@@ -116,6 +119,11 @@ class Machine:
         assert "Traceback" not in done.stderr
         return done
 
+    def python(self, script: str, *arguments: object) -> str:
+        """What a Python of the same user prints."""
+        command = [*self.prefix, self.interpreter, "-c", script, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S).stdout
+
     def describe(self) -> str:
         """What each process waits for, and what the daemon has logged: for a command that hangs."""
         lines = []
@@ -158,14 +166,20 @@ class Machine:
         """Mounts below our folder."""
         return [mounted for mounted in mounting.find_mounts() if self.folder in mounted.mountpoint.parents]
 
+    def all_mounts(self) -> list[mountinfo.MountLine]:
+        """Whatever is mounted below our folder, or below the runtime directory, where lower layers lie."""
+        folders = {self.folder, Path(self.environment["XDG_RUNTIME_DIR"])}
+        return [line for line in mountinfo.read_mounts() if folders & set(line.mountpoint.parents)]
+
     def sessions(self) -> list[Path]:
         """Session records on disk."""
         return sorted((self.home / "sessions").glob("*.json"))
 
     def close(self) -> None:
         """Unmount lazily, end the daemon, and check that no mount and no process is left."""
-        for mounted in reversed(self.mounts()):
-            subprocess.run(["fusermount3", "-u", "-z", str(mounted.mountpoint)], check=False)
+        for line in reversed(self.all_mounts()):
+            detach = ["umount", "-l"] if line.kind == mountinfo.KERNEL_OVERLAY else ["fusermount3", "-u", "-z"]
+            subprocess.run([*detach, str(line.mountpoint)], check=False)
         with contextlib.suppress(DaemonUnreachable):
             os.kill(self.client.ping().pid, signal.SIGTERM)
         for pid in self.processes():
@@ -174,7 +188,7 @@ class Machine:
             except AssertionError:
                 os.kill(pid, signal.SIGKILL)
                 raise
-        assert self.mounts() == []
+        assert self.all_mounts() == []
 
 
 @pytest.fixture(scope="session")
@@ -230,6 +244,44 @@ def open_device() -> Iterator[None]:
         os.chmod("/dev/fuse", mode)
     finally:
         os.close(device)
+
+
+def interpreter_for(prefix: list[str], environment: dict[str, str]) -> str:
+    """A Python that another user can run with our packages; ours may lie in a folder that only we can enter."""
+    for candidate in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        if os.access(candidate, os.X_OK):
+            command = [*prefix, "env", "--", candidate, "-c", "import sys, kitfs.fuse.worker; print(sys.executable)"]
+            tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if tried.returncode == 0:
+                return tried.stdout.strip()
+    pytest.skip("no Python that another user can run")
+
+
+@pytest.fixture
+def as_nobody(machine, layout, open_device):
+    """The machine's store made anew by a user without privilege, in folders of that user."""
+    folder = Path(tempfile.mkdtemp(prefix="kitfs-nobody-"))
+    copied = folder / "myllm"
+    subprocess.run(["cp", "-r", str(layout), str(copied)], check=True)
+    for name in ("run", "user"):
+        (folder / name).mkdir(mode=0o700)
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    machine.folder, machine.uid = folder / "user", NOBODY
+    machine.home = folder / "user" / "home"
+    machine.prefix = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
+    machine.environment |= {
+        "KITFS_HOME": str(machine.home),
+        "HOME": str(folder),
+        "XDG_RUNTIME_DIR": str(folder / "run"),
+    }
+    packages = [str(Path(kitfs.__file__).parent.parent), sysconfig.get_paths()["purelib"]]
+    machine.environment["PYTHONPATH"] = os.pathsep.join(packages)
+    machine.interpreter = interpreter_for(machine.prefix, machine.environment)
+    machine.run("import", copied)
+    yield machine
+    machine.close()
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -3,18 +3,12 @@
 import hashlib
 import os
 import subprocess
-import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
 import pytest
 
-import kitfs
-
 pytestmark = [pytest.mark.mount, pytest.mark.root]
-
-NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -45,60 +39,16 @@ def test_a_daemon_in_a_private_namespace_serves_a_mount_of_the_hosts(machine, we
             daemon.terminate()
 
 
-def interpreter_for(prefix: list[str], environment: dict[str, str]) -> str:
-    """A Python that another user can run with our packages; ours may lie in a folder that only we can enter."""
-    for candidate in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        if os.access(candidate, os.X_OK):
-            command = [*prefix, "env", "--", candidate, "-c", "import sys, kitfs.fuse.worker; print(sys.executable)"]
-            tried = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            if tried.returncode == 0:
-                return tried.stdout.strip()
-    pytest.skip("no Python that another user can run")
-
-
-@pytest.fixture
-def as_nobody(machine, layout, open_device):
-    """The machine's store made anew by a user without privilege, in folders of that user."""
-    folder = Path(tempfile.mkdtemp(prefix="kitfs-nobody-"))
-    copied = folder / "myllm"
-    subprocess.run(["cp", "-r", str(layout), str(copied)], check=True)
-    for name in ("run", "user"):
-        (folder / name).mkdir(mode=0o700)
-    for path in [folder, *folder.rglob("*")]:
-        os.chown(path, NOBODY, NOBODY)
-    machine.folder, machine.uid = folder / "user", NOBODY
-    machine.home = folder / "user" / "home"
-    machine.prefix = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
-    machine.environment |= {
-        "KITFS_HOME": str(machine.home),
-        "HOME": str(folder),
-        "XDG_RUNTIME_DIR": str(folder / "run"),
-    }
-    packages = [str(Path(kitfs.__file__).parent.parent), sysconfig.get_paths()["purelib"]]
-    machine.environment["PYTHONPATH"] = os.pathsep.join(packages)
-    machine.interpreter = interpreter_for(machine.prefix, machine.environment)
-    machine.run("import", copied)
-    yield machine
-    machine.close()
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
-
-
-def run_as_nobody(machine, script: str, *arguments: object) -> str:
-    """Python run by the same user."""
-    command = [*machine.prefix, machine.interpreter, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-
-
 def test_a_user_without_privilege_mounts_and_reads(as_nobody, weights):
     """Everything is the user's: mount, daemon, workers; root is kept out without allow_other."""
     place = as_nobody.folder / "mnt"
-    run_as_nobody(as_nobody, "import os, sys; os.mkdir(sys.argv[1])", place)
+    as_nobody.python("import os, sys; os.mkdir(sys.argv[1])", place)
     as_nobody.run("mount", "myllm:1", place)
     script = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())"
-    assert run_as_nobody(as_nobody, script, place / "weights.bin").strip() == hashlib.sha256(weights).hexdigest()
+    assert as_nobody.python(script, place / "weights.bin").strip() == hashlib.sha256(weights).hexdigest()
     assert "myllm:1" in as_nobody.run("ps").stdout
     for pid in as_nobody.processes():
-        assert f"Uid:\t{NOBODY}" in Path(f"/proc/{pid}/status").read_text()
+        assert f"Uid:\t{as_nobody.uid}" in Path(f"/proc/{pid}/status").read_text()
     as_nobody.run("umount", place)
     assert as_nobody.mounts() == []
 
@@ -106,7 +56,7 @@ def test_a_user_without_privilege_mounts_and_reads(as_nobody, weights):
 def test_read_ahead_is_left_to_root_and_the_line_is_said(as_nobody):
     """With -v the one line that sets it as root."""
     place = as_nobody.folder / "mnt"
-    run_as_nobody(as_nobody, "import os, sys; os.mkdir(sys.argv[1])", place)
+    as_nobody.python("import os, sys; os.mkdir(sys.argv[1])", place)
     said = as_nobody.run("-v", "mount", "myllm:1", place).stderr
     assert "read_ahead_kb" in said and "sudo tee" in said
     as_nobody.run("umount", place)
