@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import zstandard
@@ -45,6 +46,42 @@ def corpora() -> Path:
 def store_home(tmp_path: Path) -> Path:
     """A fresh place for a store."""
     return tmp_path / "home"
+
+
+RECORDED = ["kit-v0.1.0", "kit-v0.1.3", "kit-v0.2.3", "kit-v0.2.5", "kit-v0.4.0", "kit-v1.7.0", "modctl"]
+
+
+class Recorded(NamedTuple):
+    """ModelKits that one program packed, and what its own unpack wrote.
+
+    Attributes:
+        arguments: Of ``kitfs import``, to bring all of them in.
+        trees: By reference, then by path: type, mode, and of a file size and digest.
+    """
+
+    arguments: list[str]
+    trees: dict[str, dict[str, dict[str, object]]]
+
+
+def _recorded_reference(name: str, stem: str) -> str:
+    if name == "modctl":
+        return f"localhost/mp:{stem}"
+    if stem.startswith("registry.example.com"):
+        return "registry.example.com:8080/acme/team_a/tuned:1"
+    return stem.replace("_", ":")
+
+
+@pytest.fixture(params=RECORDED)
+def recorded(request: pytest.FixtureRequest, shared_fixtures: Path) -> Recorded:
+    """Each folder of ModelKits that another program packed."""
+    name = request.param
+    folder = shared_fixtures / name
+    trees = {}
+    for path in sorted((folder / "expected").glob("*.json")):
+        entries = json.loads(path.read_text())
+        trees[_recorded_reference(name, path.stem)] = {entry.pop("path"): entry for entry in entries}
+    where = [str(folder / "layout"), "--as", "mp"] if name == "modctl" else [str(folder)]
+    return Recorded([*where, "--copy"], trees)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
@@ -90,6 +127,46 @@ def make_layout(tmp_path: Path) -> Callable[[str, str, dict[str, bytes]], Path]:
         return _make_layout(folder, compression, files)
 
     return make
+
+
+class Chain:
+    """ModelKits with the tags ``1``, ``2`` … in an OCI layout, each derived from the one before.
+
+    Attributes:
+        layout: The layout.
+        digests: Their ModelKitIDs.
+    """
+
+    def __init__(self, layout: Path) -> None:
+        self.layout = layout
+        self.digests: list[str] = []
+        self._index = json.loads((layout / "index.json").read_text())
+        (self._first,) = self._index["manifests"]
+        self._manifest = json.loads((layout / "blobs/sha256" / self._first["digest"][7:]).read_text())
+        self._index["manifests"] = []
+
+    def add(self, *, listed: bool = True, **annotations: str) -> str:
+        """One more ModelKit, derived from the last unless ``parent`` says otherwise; its ModelKitID."""
+        if self.digests:
+            annotations = {"parent": self.digests[-1], **annotations}
+        names = {f"org.kitfs.{key.replace('_', '.')}": value for key, value in annotations.items()}
+        created = {"org.opencontainers.image.created": f"2026-03-01T10:00:0{len(self.digests)}Z"}
+        raw = json.dumps({**self._manifest, "annotations": created | names}).encode()
+        digest = hashlib.sha256(raw).hexdigest()
+        self.digests.append(f"sha256:{digest}")
+        if listed:
+            (self.layout / "blobs/sha256" / digest).write_bytes(raw)
+            name = {"org.opencontainers.image.ref.name": str(len(self.digests))}
+            descriptor = {**self._first, "digest": f"sha256:{digest}", "size": len(raw), "annotations": name}
+            self._index["manifests"].append(descriptor)
+            (self.layout / "index.json").write_text(json.dumps(self._index))
+        return self.digests[-1]
+
+
+@pytest.fixture
+def chain(make_layout: Callable[[str, str, dict[str, bytes]], Path]) -> Chain:
+    """An OCI layout of ModelKits with lineage, empty yet."""
+    return Chain(make_layout("chain", "none", {"a": b"1"}))
 
 
 def _read_layout(folder: Path) -> dict[str, str]:

@@ -1,48 +1,11 @@
 """``kitfs log``, and what ``inspect`` says of lineage: ModelKits with the annotations of derived ones."""
 
-import hashlib
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 MESSAGE = "tuned on march\n\n\tlonger text, résumé\nand more"
 FIRST_CREATED = "2026-03-01T10:00:00Z"
-
-
-class Chain:
-    """ModelKits ``tuned:1``, ``tuned:2`` … in an OCI layout, each derived from the one before."""
-
-    def __init__(self, layout: Path) -> None:
-        self.layout = layout
-        self.digests: list[str] = []
-        self._index = json.loads((layout / "index.json").read_text())
-        (self._first,) = self._index["manifests"]
-        self._manifest = json.loads((layout / "blobs/sha256" / self._first["digest"][7:]).read_text())
-        self._index["manifests"] = []
-
-    def add(self, *, listed: bool = True, **annotations: str) -> str:
-        """One more ModelKit, derived from the last unless ``parent`` says otherwise; its ModelKitID."""
-        if self.digests:
-            annotations = {"parent": self.digests[-1], **annotations}
-        names = {f"org.kitfs.{key.replace('_', '.')}": value for key, value in annotations.items()}
-        created = {"org.opencontainers.image.created": f"2026-03-01T10:00:0{len(self.digests)}Z"}
-        raw = json.dumps({**self._manifest, "annotations": created | names}).encode()
-        digest = hashlib.sha256(raw).hexdigest()
-        self.digests.append(f"sha256:{digest}")
-        if listed:
-            (self.layout / "blobs/sha256" / digest).write_bytes(raw)
-            name = {"org.opencontainers.image.ref.name": str(len(self.digests))}
-            descriptor = {**self._first, "digest": f"sha256:{digest}", "size": len(raw), "annotations": name}
-            self._index["manifests"].append(descriptor)
-            (self.layout / "index.json").write_text(json.dumps(self._index))
-        return self.digests[-1]
-
-
-@pytest.fixture
-def chain(make_layout) -> Chain:
-    return Chain(make_layout("chain", "none", {"a": b"1"}))
 
 
 @pytest.fixture

@@ -7,10 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-SETS = ["kit-v0.1.0", "kit-v0.1.3", "kit-v0.2.3", "kit-v0.2.5", "kit-v0.4.0", "kit-v1.7.0", "modctl"]
-
 LIST_TREE = """
 import hashlib, json, os, sys
 found = {}
@@ -39,30 +35,10 @@ def read_tree(directory: Path) -> dict[str, dict[str, object]]:
     return json.loads(done.stdout)
 
 
-def reference_of(expected: Path, name: str) -> str:
-    """The reference behind the name of an ``expected`` file."""
-    if name == "modctl":
-        return f"localhost/mp:{expected.stem}"
-    if expected.stem.startswith("registry.example.com"):
-        return "registry.example.com:8080/acme/team_a/tuned:1"
-    return expected.stem.replace("_", ":")
-
-
-def expected_tree(path: Path) -> dict[str, dict[str, object]]:
-    """Path to entry, as recorded from the program's own unpack."""
-    return {entry.pop("path"): entry for entry in json.loads(path.read_text())}
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_mounted_tree_is_what_its_own_program_unpacks(kitfs, shared_fixtures, name):
+def test_mounted_tree_is_what_its_own_program_unpacks(kitfs, recorded):
     """Paths, types, sizes and digests equal the recorded ones; modes too with modes=tar."""
-    source = shared_fixtures / name
-    kitfs.run(
-        "import", source / "layout" if name == "modctl" else source, "--copy", *(["--as", "mp"] * (name == "modctl"))
-    )
-    for number, recorded in enumerate(sorted((source / "expected").glob("*.json"))):
-        reference = reference_of(recorded, name)
-        expected = expected_tree(recorded)
+    kitfs.run("import", *recorded.arguments)
+    for number, (reference, expected) in enumerate(recorded.trees.items()):
         served = read_tree(kitfs.mount(reference, at=f"served-{number}"))
         recorded_modes = read_tree(kitfs.mount(reference, "-o", "modes=tar,nometa", at=f"tar-{number}"))
 
