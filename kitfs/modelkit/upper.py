@@ -31,7 +31,7 @@ from kitfs.modelkit.upper_marks import (
     can_read_trusted,
     override_mode,
 )
-from kitfs.modelkit.walk import DEPTH_MAX
+from kitfs.modelkit.entries import DEPTH_MAX
 
 ENTRIES_MAX = NODES_MAX // 4
 """Entries of an upper directory, 300 bytes of memory each."""
