@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _NAME_SIZE_MAX = 80
+_ENDING_S = 2.0
 
 
 def mount_writable(
@@ -76,11 +78,8 @@ def mount_held(
         StagingMounted: when it is mounted.
         KitfsError: when it can not be.
     """
+    refuse_mounted(settings, staging)
     folder = overlay.lower_folder(settings.home)
-    overlay.sweep_lowers(folder)
-    mounted_on = stagings.find_mountpoint(staging)
-    if mounted_on is not None:
-        raise StagingMounted(staging.path, mounted_on)
     register(staging.layout, staging.path, staging.record.reference, staging.manifests)
     call.reference, call.mountpoint = staging.record.reference, str(mountpoint.path)
     call.modes, call.manifests, call.staging = staging.record.modes, staging.record.manifests, staging.identity
@@ -93,6 +92,22 @@ def mount_held(
         if not mountpoint.is_still_there():
             raise mounting.MountpointUnusable(mountpoint.path, "it was swapped for something else meanwhile")
         overlay.mount_overlay(staging, lower, mountpoint, allow_other=allow_other, noexec=options.noexec)
+
+
+def refuse_mounted(settings: Settings, staging: Staging) -> None:
+    """Unmount what killed commands left, and see that a staging directory is mounted nowhere.
+
+    What is not mounted here may still be ending: a session ends a moment after its mount.
+
+    Raises:
+        StagingMounted: when it is mounted.
+    """
+    overlay.sweep_lowers(overlay.lower_folder(settings.home))
+    deadline = time.monotonic() + _ENDING_S
+    while (mountpoint := stagings.find_mountpoint(staging)) is not None:
+        if time.monotonic() > deadline or any(one.upper == staging.upper for one in find_overlays()):
+            raise StagingMounted(staging.path, mountpoint)
+        time.sleep(_ENDING_S / 100)
 
 
 def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Staging:
@@ -118,6 +133,7 @@ def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Stag
         if below is None:
             raise StagingMounted(staging.path, str(found[0].mount.mountpoint))
         unmounting.unmount(daemon, states, below, found, lazy=False)
+        refuse_mounted(settings, staging)
         try:
             moved = stagings.rebase_held(staging.layout, staging, resolved.reference, resolved.digests)
         except BaseException:

@@ -297,6 +297,9 @@ def remove_staging(layout: Layout, path: Path) -> None:
         StoreWriteFailed: when something of it can not be removed.
     """
     real = Path(os.path.realpath(path))
+    if find_status(real) is None:
+        forget(layout, real)
+        return
     with hold_staging(real):
         with contextlib.suppress(StagingNotFound, StagingMalformed):
             staging = Staging(real, read_record(real))
