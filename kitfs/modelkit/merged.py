@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kitfs.archive.tar_toc import MemberKind
+from kitfs.modelkit.changes import Change, FindDigest, iter_changes
 from kitfs.modelkit.nodes import InlineContent, Modes, Node, NodeKind, NodeNotFound, Tree, shown_mode
 from kitfs.modelkit.tree import META, MODEL
-from kitfs.modelkit.upper import Overlay, UpperEntry, UpperKind, UpperMalformed, open_file, read_upper
+from kitfs.modelkit.upper import UpperEntry, UpperKind, UpperMalformed, join, open_file, read_upper
+from kitfs.modelkit.upper_marks import Overlay
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +49,28 @@ class MergedEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A merged directory: what the upper directory has there, and what of the parent shows through."""
+class Place:
+    """A merged directory.
+
+    Attributes:
+        upper: What the upper directory has there.
+        lower: The parent's directory that shows through.
+    """
 
     upper: UpperEntry | None
     lower: Node | None
 
 
-_Found = tuple[MergedEntry, _Place | None]
+Found = tuple[MergedEntry, Place | None]
+"""An entry, and what a directory holds."""
 
 
 class MergedTree:
     """What a child would hold.
 
     Attributes:
+        tree: The parent's.
+        root: Its root.
         others: Path and ``st_mode`` of everything in the upper directory that a ModelKit can not hold, sorted.
     """
 
@@ -77,33 +87,36 @@ class MergedTree:
             UpperUnreadable: when something in it can not be read.
             UpperMalformed: when it is none that an overlay over this parent leaves behind.
         """
-        self._tree = tree
+        self.tree = tree
         self._upper = upper
         self._shown = shown
-        self._link = tree.find_child(0, MODEL)
-        if self._link is not None and self._link.kind is not NodeKind.SYMLINK:
-            self._link = None
         self._overlay = overlay
         root = self._read()
-        self._root = _Place(root, tree.get_node(0))
-        self.others: list[tuple[bytes, int]] = sorted(self._iter_others())
+        self.root = Place(root, None if root.opaque else tree.get_node(0))
+        self.others: list[tuple[bytes, int]] = []
+        self._survey(root)
+        self.others.sort()
 
     def _read(self) -> UpperEntry:
         return read_upper(self._upper, overlay=self._overlay, without=META)
 
     def is_current(self) -> bool:
-        """Whether the upper directory still has the same names, kinds, modes and sizes; it is walked again.
+        """Whether the upper directory still has the same names, kinds, modes, sizes and ctimes; it is walked again.
 
         Raises:
             UpperUnreadable, UpperMalformed: as when it was read.
         """
-        return self._read() == self._root.upper
+        return self._read() == self.root.upper
+
+    def iter_changes(self, find_digest: FindDigest | None = None) -> Iterator[Change]:
+        """What the child would have otherwise than the parent; see ``changes.iter_changes``."""
+        return iter_changes(self, find_digest)
 
     def find(self, path: bytes) -> MergedEntry | None:
         """The entry at a path, or None; the root has none."""
         above, _, name = path.rpartition(b"/")
         place = self._find_place(above)
-        found = self._find(place, above, name) if place and name else None
+        found = self.look_up(place, above, name) if place and name else None
         return found[0] if found else None
 
     def iter_children(self, path: bytes) -> Iterator[MergedEntry]:
@@ -115,9 +128,9 @@ class MergedTree:
         place = self._find_place(path)
         if place is None:
             raise NodeNotFound(path)
-        for name in self._names(place):
-            found = self._find(place, path, name)
-            if found:
+        for name in self.names(place):
+            found = self.look_up(place, path, name)
+            if found is not None:
                 yield found[0]
 
     def open_upper(self, entry: MergedEntry) -> AbstractContextManager[tuple[int, os.stat_result]]:
@@ -130,26 +143,27 @@ class MergedTree:
             raise NodeNotFound(entry.path)
         return open_file(self._upper, entry.upper)
 
-    def _names(self, place: _Place) -> list[bytes]:
+    def names(self, place: Place) -> list[bytes]:
+        """Names that a merged directory may hold, hidden ones among them, in byte order."""
         names = set(place.upper.children) if place.upper else set()
         if place.lower is not None:
-            names.update(node.name for node in self._tree.iter_children(place.lower.number))
+            names.update(node.name for node in self.tree.iter_children(place.lower.number))
         return sorted(names)
 
-    def _find_place(self, path: bytes) -> _Place | None:
-        place: _Place | None = self._root
+    def _find_place(self, path: bytes) -> Place | None:
+        place: Place | None = self.root
         above = b""
         for name in path.split(b"/") if path else []:
-            found = self._find(place, above, name) if place else None
+            found = self.look_up(place, above, name) if place else None
             place = found[1] if found else None
-            above = _join(above, name)
+            above = join(above, name)
         return place
 
-    def _find(self, place: _Place, above: bytes, name: bytes) -> _Found | None:
+    def look_up(self, place: Place, above: bytes, name: bytes) -> Found | None:
         """What a merged directory holds under a name."""
         upper = place.upper.children.get(name) if place.upper else None
-        lower = self._tree.find_child(place.lower.number, name) if place.lower else None
-        path = _join(above, name)
+        lower = self.tree.find_child(place.lower.number, name) if place.lower else None
+        path = join(above, name)
         if path == META:
             return None
         if lower is not None and lower.kind is NodeKind.SYMLINK:
@@ -160,20 +174,20 @@ class MergedTree:
             return self._directory(path, upper, place, lower)
         return (self._file(path, upper, place, lower), None) if upper.kind is UpperKind.FILE else None
 
-    def _unchanged(self, path: bytes, node: Node) -> _Found:
+    def _unchanged(self, path: bytes, node: Node) -> Found:
         if node.kind is NodeKind.DIRECTORY:
-            return MergedEntry(path, MemberKind.DIRECTORY, node.mode, 0, node), _Place(None, node)
+            return MergedEntry(path, MemberKind.DIRECTORY, node.mode, 0, node), Place(None, node)
         return MergedEntry(path, MemberKind.FILE, node.mode, node.size, node), None
 
-    def _directory(self, path: bytes, upper: UpperEntry, place: _Place, lower: Node | None) -> _Found:
+    def _directory(self, path: bytes, upper: UpperEntry, place: Place, lower: Node | None) -> Found:
         node = lower if lower is not None and lower.kind is NodeKind.DIRECTORY else None
         shows = None if upper.opaque else node
         if upper.redirect is not None and not upper.opaque:
             shows = node = self._follow(path, upper.redirect, place, NodeKind.DIRECTORY)
         entry = MergedEntry(path, MemberKind.DIRECTORY, self._mode(upper, node), 0, node)
-        return entry, _Place(upper, shows)
+        return entry, Place(upper, shows)
 
-    def _file(self, path: bytes, upper: UpperEntry, place: _Place, lower: Node | None) -> MergedEntry:
+    def _file(self, path: bytes, upper: UpperEntry, place: Place, lower: Node | None) -> MergedEntry:
         node = lower if lower is not None and lower.kind is NodeKind.FILE else None
         if not upper.metacopy:
             return MergedEntry(path, MemberKind.FILE, self._mode(upper, node), upper.size, None, path, node)
@@ -187,7 +201,7 @@ class MergedTree:
         mode = stat.S_IMODE(upper.mode)
         return node.mode if node is not None and mode == shown_mode(node, self._shown) else mode
 
-    def _follow(self, path: bytes, redirect: bytes, place: _Place, kind: NodeKind) -> Node:
+    def _follow(self, path: bytes, redirect: bytes, place: Place, kind: NodeKind) -> Node:
         """The parent's node that a redirect names.
 
         Raises:
@@ -195,37 +209,68 @@ class MergedTree:
         """
         start, names = (place.lower, [redirect])
         if redirect.startswith(b"/"):
-            start, names = self._tree.get_node(0), redirect[1:].split(b"/")
+            start, names = self.tree.get_node(0), redirect[1:].split(b"/")
         if any(name in (b"", b".", b"..") or b"/" in name for name in names):
             raise UpperMalformed(path, f"a redirect to {redirect!r}, which is no path in the parent")
         node = start
         for name in names:
-            node = self._tree.find_child(node.number, name) if node else None
+            node = self.tree.find_child(node.number, name) if node else None
         if node is None or node.kind is not kind:
             raise UpperMalformed(path, f"a redirect to {redirect!r}, which the parent has not")
         return node
 
-    def _iter_others(self) -> Iterator[tuple[bytes, int]]:
-        pending: list[tuple[bytes, UpperEntry]] = [(b"", self._root.upper)] if self._root.upper else []
+    def _survey(self, root: UpperEntry) -> None:
+        """Note what a ModelKit can not hold, and check that the parent has what the upper directory refers to.
+
+        An overlay shows each directory of the parent once at most: where it was, or where it was renamed to. Without
+        that rule a few marks could make any number of entries.
+
+        Raises:
+            UpperMalformed: when the parent has it not, or it would be shown twice.
+        """
+        showing: dict[int, tuple[bytes, UpperEntry]] = {0: (b"", root)}
+        moved: list[tuple[bytes, Node]] = []
+        pending = [(b"", self.root)]
         while pending:
-            above, directory = pending.pop()
-            for name, entry in directory.children.items():
-                path = _join(above, name)
-                if entry.kind is UpperKind.DIRECTORY:
-                    pending.append((path, entry))
-                elif entry.kind is UpperKind.OTHER and not self._is_our_link(path, entry):
-                    yield path, entry.mode
+            above, place = pending.pop()
+            for name, upper in place.upper.children.items() if place.upper else ():
+                path = join(above, name)
+                if upper.kind is UpperKind.OTHER and not self._is_our_link(path, upper):
+                    self.others.append((path, upper.mode))
+                if upper.kind is not UpperKind.DIRECTORY and not upper.metacopy:
+                    continue
+                _, inner = self.look_up(place, above, name) or (None, None)
+                if inner is None:
+                    continue
+                pending.append((path, inner))
+                if inner.lower is None:
+                    continue
+                other, _ = showing.setdefault(inner.lower.number, (path, upper))
+                if other != path:
+                    raise _shown_twice(path, other)
+                if upper.redirect is not None:
+                    moved.append((path, inner.lower))
+        for path, lower in moved:
+            if self._shows_through(lower, showing):
+                raise _shown_twice(path, b"where it was")
+
+    def _shows_through(self, node: Node, showing: dict[int, tuple[bytes, UpperEntry]]) -> bool:
+        """Whether a directory of the parent is shown inside of its own parent directory, wherever that is shown."""
+        while node.parent not in showing:  # the root is in it
+            node = self.tree.get_node(node.parent)
+        is_hidden = node.name in showing[node.parent][1].children or (node.parent == 0 and node.name == META)
+        return not is_hidden
 
     def _is_our_link(self, path: bytes, entry: UpperEntry) -> bool:
-        if path != MODEL or self._link is None or not stat.S_ISLNK(entry.mode):
+        link = self.tree.find_child(0, MODEL) if path == MODEL and stat.S_ISLNK(entry.mode) else None
+        if link is None or link.kind is not NodeKind.SYMLINK:
             return False
-        content = self._link.content
         try:
             target = os.fsencode((self._upper / "model").readlink())
         except OSError:
             return False
-        return isinstance(content, InlineContent) and target == content.data
+        return link.content == InlineContent(target)
 
 
-def _join(above: bytes, name: bytes) -> bytes:
-    return above + b"/" + name if above else name
+def _shown_twice(path: bytes, other: bytes) -> UpperMalformed:
+    return UpperMalformed(path, f"it shows a directory of the parent that is shown at {os.fsdecode(other)!r} too")

@@ -1,34 +1,37 @@
-"""What an overlay's upper directory holds: files, directories, and the marks that hide or move what lies below.
+"""What an overlay's upper directory holds: files, directories, whiteouts, and which of them lie elsewhere below.
 
-Used by ``merged``. The marks of the kernel's overlayfs (``Documentation/filesystems/overlayfs.rst``; xattrs below
-``trusted.overlay.``, with ``userxattr`` below ``user.overlay.``) and of fuse-overlayfs::
-
-    whiteout   a character device 0:0; an empty file with the xattr ``whiteout``; fuse-overlayfs: a name ``.wh.NAME``
-    opaque     on a directory, xattr ``opaque`` = y; fuse-overlayfs: ``user.fuseoverlayfs.opaque``, or ``.wh..wh..opq``
-    redirect   on a directory or a metacopy, where it lies in the lower layer: ``/from/the/root`` or a name beside it
-    metacopy   on a file: its bytes are the lower one's, only its attributes are its own
-    override   fuse-overlayfs: ``uid:gid:mode`` that are shown instead of the file's own
-
-``origin``, ``impure``, ``nlink`` and the like say nothing about what is shown, and are not read. Nothing is followed
-through a symbolic link, no file is opened, nothing is changed. What is read is bounded by the limits below.
+Used by ``merged``; what marks mean is in ``upper_marks``. One walk: nothing is followed through a symbolic link, no
+file is opened, nothing is changed. What is read is bounded by the limits below.
 """
 
 from __future__ import annotations
 
 import enum
-import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from kitfs.errors import KitfsError, MalformedError
 from kitfs.modelkit import NODES_MAX
 from kitfs.modelkit.beneath import Directory, open_directory
 from kitfs.modelkit.entries import DEPTH_MAX
+from kitfs.modelkit.upper_marks import (
+    METACOPY,
+    OPAQUE,
+    OPAQUE_NAME,
+    OVERRIDE,
+    REDIRECT,
+    WHITEOUT,
+    WHITEOUT_PREFIX,
+    MarkReader,
+    Marks,
+    Overlay,
+    can_read_trusted,
+    override_mode,
+)
 
 ENTRIES_MAX = NODES_MAX // 4
 """Entries of an upper directory, 300 bytes of memory each."""
@@ -36,17 +39,8 @@ ENTRIES_MAX = NODES_MAX // 4
 PATH_SIZE_MAX = 4096
 """Bytes of a path, as in a layer."""
 
-Overlay = Literal["overlay", "fuse-overlayfs"]
-"""Which of the two wrote the directory: the kernel's, or fuse-overlayfs."""
-
-_KERNEL = ("trusted.overlay.", "user.overlay.")
-_OPAQUE = (*(prefix + "opaque" for prefix in _KERNEL), "user.fuseoverlayfs.opaque")
-_OVERRIDE = ("user.containers.override_stat", "user.fuseoverlayfs.override_stat")
-_WHITEOUT_PREFIX = b".wh."
-_WHITEOUT_OPAQUE = b".wh..wh..opq"
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NO_XATTR = frozenset({errno.ENODATA, errno.ENOTSUP, errno.EACCES, errno.ENOENT})
 
 
 class UpperMalformed(MalformedError):
@@ -77,6 +71,10 @@ class UpperUnreadable(KitfsError):
         self.reason = reason
 
 
+class UpperVanished(UpperUnreadable):
+    """It went while the directory was being read."""
+
+
 class UpperKind(enum.Enum):
     """What an entry is; OTHER is what a ModelKit can not hold: links, devices, pipes, sockets."""
 
@@ -97,6 +95,7 @@ class UpperEntry:
         opaque: Whether a directory hides what the lower layer has there.
         redirect: Where a directory or metacopy lies in the lower layer, if not at its own path.
         metacopy: Whether a file's bytes are the lower layer's.
+        changed_ns: A file's ctime.
         children: What a directory holds, whiteouts among it.
     """
 
@@ -106,6 +105,7 @@ class UpperEntry:
     opaque: bool = False
     redirect: bytes | None = None
     metacopy: bool = False
+    changed_ns: int = 0
     children: dict[bytes, UpperEntry] = field(default_factory=dict)
 
 
@@ -121,147 +121,146 @@ def read_upper(upper: Path, *, overlay: Overlay | None = None, without: bytes = 
         without: Name at its root that is passed over with all that it holds.
 
     Raises:
-        UpperUnreadable: when something can not be read.
-        UpperMalformed: when it is larger than an upper directory may be.
+        UpperUnreadable: when something can not be read, marks that only root sees among it.
+        UpperMalformed: when it is larger than an upper directory may be, or a mark is none.
     """
-    with _naming(b""):
+    if overlay == "overlay" and not can_read_trusted():
+        raise UpperUnreadable(b"", "it was written through the kernel's overlayfs, whose marks only root may read")
+    with naming(b""):
         fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    return _Scan(overlay, without).read(fd)
+    scan = _Scan(fd, without)
+    try:
+        return scan.read(overlay)
+    finally:
+        scan.close()
 
 
+def _place(fd: int, name: bytes = b"") -> bytes:
+    """A path to an open directory, or to a name in it."""
+    return b"/proc/self/fd/%d" % fd + (b"/" + name if name else b"")
+
+
+@dataclass(frozen=True, slots=True)
 class _Level:
-    """A directory that is being read; its descriptor is closed with it."""
+    """A directory that is being read.
 
-    def __init__(self, fd: int, path: bytes, entry: UpperEntry) -> None:
-        self.fd = fd
-        self.path = path
-        self.entry = entry
-        self.directories: list[bytes] = []
+    Attributes:
+        fd: Its descriptor.
+        path: Below the upper directory.
+        entry: Where its children go.
+        directories: Names of those that are still to be read.
+    """
 
-    def child(self, name: bytes) -> bytes:
-        return self.path + b"/" + name if self.path else name
+    fd: int
+    path: bytes
+    entry: UpperEntry
+    directories: list[bytes] = field(default_factory=list)
 
 
 class _Scan:
-    """One walk through an upper directory."""
+    """One walk through an upper directory; owns the descriptors of the directories that it is in."""
 
-    def __init__(self, overlay: Overlay | None, without: bytes) -> None:
-        self._reads_names = overlay != "overlay"
+    _marks: MarkReader
+
+    def __init__(self, fd: int, without: bytes) -> None:
         self._without = without
         self._count = 0
-        self._device = 0
+        self._device = os.fstat(fd).st_dev
+        self._levels = [_Level(fd, b"", UpperEntry(UpperKind.DIRECTORY, stat.S_IFDIR))]
 
-    def read(self, fd: int) -> UpperEntry:
-        status = os.fstat(fd)
-        self._device = status.st_dev
-        levels = [self._enter(fd, b"", status)]
-        root = levels[0].entry
-        try:
-            while levels:
-                level = levels[-1]
-                if not level.directories:
-                    os.close(levels.pop().fd)
-                    continue
-                name = level.directories.pop()
-                path = level.child(name)
-                if len(levels) >= DEPTH_MAX:
-                    raise UpperMalformed(path, f"more than {DEPTH_MAX} directories inside each other")
-                with _naming(path):
-                    inner = os.open(name, _DIRECTORY_FLAGS, dir_fd=level.fd)
-                levels.append(self._enter(inner, path, level.entry.children[name]))
-        finally:
-            for level in levels:
-                os.close(level.fd)
-        return root
+    def close(self) -> None:
+        for level in self._levels:
+            os.close(level.fd)
 
-    def _enter(self, fd: int, path: bytes, known: UpperEntry | os.stat_result) -> _Level:
-        try:
-            with _naming(path):
-                entry = known if isinstance(known, UpperEntry) else _parse(known, f"/proc/self/fd/{fd}".encode(), False)
-                level = _Level(fd, path, entry)
-                for item in os.scandir(fd):
-                    self._add(level, os.fsencode(item.name), item)
-        except BaseException:
-            os.close(fd)
-            raise
-        return level
+    def read(self, overlay: Overlay | None) -> UpperEntry:
+        top = self._levels[0]
+        with naming(b""):
+            self._marks = MarkReader(overlay, _place(top.fd))
+            if self._marks.reads_names:  # fuse-overlayfs; the kernel merges the roots whatever they say
+                top.entry.opaque = self._marks.read(_place(top.fd), follow=True).get(OPAQUE) == b"y"
+        self._list(top)
+        while self._levels:
+            level = self._levels[-1]
+            if not level.directories:
+                os.close(self._levels.pop().fd)
+                continue
+            name = level.directories.pop()
+            path = join(level.path, name)
+            if len(self._levels) > DEPTH_MAX:
+                raise UpperMalformed(path, f"more than {DEPTH_MAX} directories inside each other")
+            try:
+                with naming(path):
+                    fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=level.fd)
+            except UpperVanished:
+                del level.entry.children[name]
+                continue
+            self._levels.append(_Level(fd, path, level.entry.children[name]))
+            self._list(self._levels[-1])
+        return top.entry
 
-    def _add(self, level: _Level, name: bytes, item: os.DirEntry[str]) -> None:
-        path = level.child(name)
-        self._count += 1
-        if self._count > ENTRIES_MAX:
-            raise UpperMalformed(path, f"more than {ENTRIES_MAX} entries")
-        if len(path) > PATH_SIZE_MAX:
-            raise UpperMalformed(path[:64], f"a path of more than {PATH_SIZE_MAX} bytes")
-        if path == self._without:
-            return
+    def _list(self, level: _Level) -> None:
+        """Take in what a directory holds. A name beside its own whiteout is hidden, as by fuse-overlayfs."""
         children = level.entry.children
-        if self._reads_names and name.startswith(_WHITEOUT_PREFIX):
-            if name == _WHITEOUT_OPAQUE:
+        hidden = set()
+        for name in list(self._iter_names(level)):
+            if self._marks.reads_names and name == OPAQUE_NAME:
                 level.entry.opaque = True
+            elif self._marks.reads_names and name.startswith(WHITEOUT_PREFIX):
+                hidden.add(name.removeprefix(WHITEOUT_PREFIX))
             else:
-                children.setdefault(name.removeprefix(_WHITEOUT_PREFIX), _WHITEOUT)
-            return
-        with _naming(path):
-            status = item.stat(follow_symlinks=False)
-            entry = _parse(status, b"/proc/self/fd/%d/%s" % (level.fd, name), True)
-        if entry.kind is UpperKind.DIRECTORY:
-            if status.st_dev != self._device:
-                raise UpperMalformed(path, "another file system is mounted there")
-            level.directories.append(name)
-        children[name] = entry
+                with suppress(UpperVanished):
+                    children[name] = self._read_entry(level.fd, name, join(level.path, name))
+        children.update(dict.fromkeys(hidden - {b""}, _WHITEOUT))
+        level.directories.extend(name for name in children if children[name].kind is UpperKind.DIRECTORY)
+
+    def _iter_names(self, level: _Level) -> Iterator[bytes]:
+        with naming(level.path), os.scandir(level.fd) as items:
+            for item in items:
+                name = os.fsencode(item.name)
+                path = join(level.path, name)
+                self._count += 1
+                if self._count > ENTRIES_MAX:
+                    raise UpperMalformed(path, f"more than {ENTRIES_MAX} entries")
+                if len(path) > PATH_SIZE_MAX:
+                    raise UpperMalformed(path, f"a path of more than {PATH_SIZE_MAX} bytes")
+                if path != self._without:
+                    yield name
+
+    def _read_entry(self, fd: int, name: bytes, path: bytes) -> UpperEntry:
+        with naming(path):
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+                return _WHITEOUT
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                return UpperEntry(UpperKind.OTHER, status.st_mode, status.st_size)
+            marks = self._marks.read(_place(fd, name))
+        if stat.S_ISDIR(status.st_mode) and status.st_dev != self._device:
+            raise UpperMalformed(path, "another file system is mounted there")
+        try:
+            return _parse(status, marks)
+        except ValueError as error:
+            raise UpperMalformed(path, f"the override of its mode is none: {error}") from error
 
 
-def _parse(status: os.stat_result, place: bytes, is_name: bool) -> UpperEntry:
-    """An entry from its status and the xattrs at a place, which is a name in a directory or an open directory."""
-    mode = status.st_mode
-    if stat.S_ISCHR(mode) and status.st_rdev == 0:
-        return _WHITEOUT
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        return UpperEntry(UpperKind.OTHER, mode, status.st_size)
-    marks = _read_marks(place, follow=not is_name)
+def _parse(status: os.stat_result, marks: Marks) -> UpperEntry:
+    """An entry from a file's or directory's status and marks.
+
+    Raises:
+        ValueError: when the override of its mode is none.
+    """
+    mode = override_mode(status.st_mode, marks[OVERRIDE]) if OVERRIDE in marks else status.st_mode
+    if stat.S_IFMT(mode) != stat.S_IFMT(status.st_mode):
+        return UpperEntry(UpperKind.OTHER, mode)
     if stat.S_ISDIR(mode):
-        opaque = any(marks.get(name) == b"y" for name in _OPAQUE)
-        entry = UpperEntry(UpperKind.DIRECTORY, mode, opaque=opaque, redirect=_kernel(marks, "redirect"))
-    elif not status.st_size and _kernel(marks, "whiteout") is not None:
+        is_opaque = marks.get(OPAQUE) == b"y"
+        return UpperEntry(UpperKind.DIRECTORY, mode, opaque=is_opaque, redirect=marks.get(REDIRECT))
+    if not status.st_size and WHITEOUT in marks:
         return _WHITEOUT
-    else:
-        is_metacopy = _kernel(marks, "metacopy") is not None
-        redirect = _kernel(marks, "redirect") if is_metacopy else None
-        entry = UpperEntry(UpperKind.FILE, mode, status.st_size, redirect=redirect, metacopy=is_metacopy)
-    override = next((_parse_override(marks[name]) for name in _OVERRIDE if name in marks), None)
-    if override is not None:
-        entry.mode = (stat.S_IFMT(override) or stat.S_IFMT(mode)) | stat.S_IMODE(override)
-        if stat.S_IFMT(entry.mode) != stat.S_IFMT(mode):
-            entry.kind = UpperKind.OTHER
-    return entry
-
-
-def _kernel(marks: dict[str, bytes], name: str) -> bytes | None:
-    return next((marks[prefix + name] for prefix in _KERNEL if prefix + name in marks), None)
-
-
-_WANTED = frozenset({*_OPAQUE, *_OVERRIDE, *(p + n for p in _KERNEL for n in ("redirect", "metacopy", "whiteout"))})
-
-
-def _read_marks(place: bytes, *, follow: bool) -> dict[str, bytes]:
-    """The xattrs that mean something; none where the file system has none, or the file may not be read."""
-    try:
-        names = os.listxattr(place, follow_symlinks=follow)
-        return {name: os.getxattr(place, name, follow_symlinks=follow) for name in names if name in _WANTED}
-    except OSError as error:
-        if error.errno in _NO_XATTR:
-            return {}
-        raise
-
-
-def _parse_override(value: bytes) -> int | None:
-    """The mode of ``uid:gid:mode``, octal, with whatever stands behind it; None when it is none."""
-    fields = value.split(b":")
-    try:
-        return int(fields[2], 8) & 0xFFFF
-    except (IndexError, ValueError):
-        return None
+    is_metacopy = METACOPY in marks
+    redirect = marks.get(REDIRECT) if is_metacopy else None
+    return UpperEntry(
+        UpperKind.FILE, mode, status.st_size, redirect=redirect, metacopy=is_metacopy, changed_ns=status.st_ctime_ns
+    )
 
 
 @contextmanager
@@ -272,7 +271,7 @@ def open_file(upper: Path, path: bytes) -> Iterator[tuple[int, os.stat_result]]:
         UpperUnreadable: when it can not be opened, or is no regular file any more.
     """
     above, _, name = path.rpartition(b"/")
-    with _naming(path):
+    with naming(path):
         root = Directory(os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         directory = open_directory(root.fd, above) if above else root
         fd = os.open(name, _FILE_FLAGS, dir_fd=directory.fd)
@@ -286,9 +285,16 @@ def open_file(upper: Path, path: bytes) -> Iterator[tuple[int, os.stat_result]]:
 
 
 @contextmanager
-def _naming(path: bytes) -> Iterator[None]:
+def naming(path: bytes) -> Iterator[None]:
     """Turn the system's errors about ``path`` into ``UpperUnreadable``."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise UpperVanished(path, "it is not there any more") from error
     except OSError as error:
         raise UpperUnreadable(path, error.strerror or type(error).__name__) from error
+
+
+def join(above: bytes, name: bytes) -> bytes:
+    """The path of a name in a directory."""
+    return above + b"/" + name if above else name
