@@ -6,14 +6,13 @@ Not an ``os.PathLike``: the file has no path on disk, and a program that took on
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, overload
 
-from kitfs.api.errors import FileMissing, FileRefused
+from kitfs.api.errors import ModelKitReadOnly, PathIsDirectory, PathIsFile, PathMissing
 from kitfs.api.file import KitFile
 from kitfs.modelkit.nodes import Node, NodeKind, NodeNotFound
 
@@ -84,7 +83,7 @@ class KitPath:
         """Bytes of the file; 0 for a directory.
 
         Raises:
-            FileMissing: when nothing is there.
+            PathMissing: when nothing is there.
         """
         return self._get().size
 
@@ -93,7 +92,7 @@ class KitPath:
         """Permission bits as they were packed, without setuid, setgid and sticky.
 
         Raises:
-            FileMissing: when nothing is there.
+            PathMissing: when nothing is there.
         """
         return self._get().mode
 
@@ -101,12 +100,12 @@ class KitPath:
         """The entries of the directory, in the order in which their bytes lie in the layers.
 
         Raises:
-            FileMissing: when nothing is there.
-            FileRefused: when it is a file.
+            PathMissing: when nothing is there.
+            PathIsFile: when it is a file.
         """
         node = self._get()
         if node.kind is not NodeKind.DIRECTORY:
-            raise FileRefused(errno.ENOTDIR, str(self))
+            raise PathIsFile(str(self))
         for child in self._kit.tree.iter_children(node.number):
             if child.kind is not NodeKind.SYMLINK:
                 yield KitPath(self._kit, self._path + b"/" + child.name if self._path else child.name)
@@ -115,8 +114,8 @@ class KitPath:
         """All files below the directory, at any depth.
 
         Raises:
-            FileMissing: when nothing is there.
-            FileRefused: when it is a file.
+            PathMissing: when nothing is there.
+            PathIsFile: when it is a file.
         """
         for entry in self.iterdir():
             if entry.is_dir():
@@ -153,14 +152,15 @@ class KitPath:
         Nothing is read yet. With ``rb`` and ``buffering=0`` the result is a ``KitFile``, which has ``read_range`` too.
 
         Raises:
-            FileMissing: when nothing is there.
-            FileRefused: when it is a directory, or was to be written.
+            PathMissing: when nothing is there.
+            PathIsDirectory: when it is a directory.
+            ModelKitReadOnly: when it was to be written.
             ValueError: when it is no mode, or the ModelKit is closed.
             KitfsError: when the store can not give it.
         """
         if mode not in ("r", "rt", "rb"):
             if set(mode) & set("wax+"):
-                raise FileRefused(errno.EROFS, str(self))
+                raise ModelKitReadOnly(str(self))
             raise ValueError(f"invalid mode: {mode!r}")
         raw = self._open()
         if mode == "rb" and buffering == 0:
@@ -222,12 +222,12 @@ class KitPath:
     def _get(self) -> Node:
         node = self._find()
         if node is None:
-            raise FileMissing(str(self), self._kit.reference)
+            raise PathMissing(str(self), self._kit.reference)
         return node
 
     def _open(self) -> KitFile:
         node = self._get()
         if node.kind is not NodeKind.FILE:
-            raise FileRefused(errno.EISDIR, str(self))
+            raise PathIsDirectory(str(self))
         with self._kit.using():
             return KitFile(self._kit, str(self), self._kit.open_node(node))

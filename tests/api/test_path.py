@@ -62,13 +62,13 @@ def test_what_is_wrong_is_an_error_of_pythons_too(kit):
         (kit / "nope").open()
     assert caught.value.errno == errno.ENOENT and caught.value.filename == "nope"
     assert isinstance(caught.value, kitfs.KitfsError) and "myllm:3.1.4" in str(caught.value)
-    for call, number in [
-        ((kit / "model").read_bytes, errno.EISDIR),
-        ((kit / "README.md").iterdir().__next__, errno.ENOTDIR),
-        (lambda: (kit / "README.md").open("w"), errno.EROFS),
-        (lambda: (kit / "README.md").open("r+b"), errno.EROFS),
+    for call, number, kind in [
+        ((kit / "model").read_bytes, errno.EISDIR, IsADirectoryError),
+        ((kit / "README.md").iterdir().__next__, errno.ENOTDIR, NotADirectoryError),
+        (lambda: (kit / "README.md").open("w"), errno.EROFS, OSError),
+        (lambda: (kit / "README.md").open("r+b"), errno.EROFS, OSError),
     ]:
-        with pytest.raises(OSError) as refused:
+        with pytest.raises(kind) as refused:
             call()
         assert refused.value.errno == number and isinstance(refused.value, kitfs.KitfsError)
     for call in (lambda: (kit / "nope").size, (kit / "nope").iterdir().__next__, (kit / "nope").read_text):
