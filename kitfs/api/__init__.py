@@ -1,4 +1,4 @@
-"""kitfs from Python: a ModelKit's files without a mount.
+"""kitfs from Python: a ModelKit's files without a mount, and commits.
 
 What ``import kitfs`` offers lies here and is imported when it is first used; ``docs/python.md`` has examples. Calls
 the same code as the commands do, and prints nothing. Knows neither click nor trio.

@@ -17,6 +17,7 @@ from pathlib import Path
 from kitfs.errors import KitfsError, MalformedError
 from kitfs.modelkit import NODES_MAX
 from kitfs.modelkit.beneath import Directory, open_directory
+from kitfs.modelkit.entries import DEPTH_MAX
 from kitfs.modelkit.upper_marks import (
     METACOPY,
     OPAQUE,
@@ -31,7 +32,6 @@ from kitfs.modelkit.upper_marks import (
     can_read_trusted,
     override_mode,
 )
-from kitfs.modelkit.entries import DEPTH_MAX
 
 ENTRIES_MAX = NODES_MAX // 4
 """Entries of an upper directory, 300 bytes of memory each."""

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 import kitfs
-from kitfs import client, mounting, mountinfo
+from kitfs import client, mountinfo, mounting
 from kitfs.calls import MountState
 from kitfs.control import DaemonUnreachable, socket_path
 from kitfs.digest import Digest
