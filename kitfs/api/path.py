@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 BUFFER_SIZE = 128 << 10
 """Bytes that a small read takes along: a span of a plain layer, which is verified as a whole anyhow."""
+
+LISTED_MAX = 4096
+"""Entries of a directory that are looked at in one go, a batch of an outline."""
 
 
 class KitPath:
@@ -106,9 +110,12 @@ class KitPath:
         node = self._get()
         if node.kind is not NodeKind.DIRECTORY:
             raise PathIsFile(str(self))
-        for child in self._kit.tree.iter_children(node.number):
-            if child.kind is not NodeKind.SYMLINK:
-                yield KitPath(self._kit, self._path + b"/" + child.name if self._path else child.name)
+        after = 0
+        while children := self._list(node.number, after):
+            for child in children:
+                if child.kind is not NodeKind.SYMLINK:
+                    yield KitPath(self._kit, self._path + b"/" + child.name if self._path else child.name)
+            after = children[-1].number
 
     def iter_files(self) -> Iterator[KitPath]:
         """All files below the directory, at any depth.
@@ -211,6 +218,11 @@ class KitPath:
 
     def __lt__(self, other: KitPath) -> bool:
         return self._path.split(b"/") < other._path.split(b"/")
+
+    def _list(self, number: int, after: int) -> list[Node]:
+        """So many entries of a directory at a time as may be held: between them the ModelKit may be closed."""
+        with self._kit.using():
+            return list(islice(self._kit.tree.iter_children(number, after), LISTED_MAX))
 
     def _find(self) -> Node | None:
         with self._kit.using():
