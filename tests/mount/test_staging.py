@@ -8,11 +8,31 @@ import subprocess
 
 import pytest
 
+from kitfs import mountinfo
 from kitfs.modelkit import staging as stagings
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
 HOLD = "import sys; file = open(sys.argv[1], 'a'); print('open', flush=True); sys.stdin.read()"
+
+REBASE = """
+import sys, pathlib
+from kitfs.cli.main import exit_code
+from kitfs.cli.settings import Settings
+from kitfs.cli.writable import rebase
+from kitfs.errors import KitfsError
+from kitfs.modelkit.resolve import resolve
+from kitfs.modelkit.staging import find_staging
+from kitfs.oci.reference import parse_reference
+settings = Settings()
+try:
+    with settings.open_store() as store:
+        resolved = resolve(store, parse_reference(sys.argv[2]))
+        rebase(settings, find_staging(pathlib.Path(sys.argv[1])), resolved)
+    print(0)
+except KitfsError as error:
+    print(exit_code(error))
+"""
 
 
 class Holder:
@@ -220,3 +240,48 @@ def test_mount_point_leads_to_the_staging_directory(writer):
     assert stagings.find_staging(plain) is None and stagings.find_staging(writer.folder / "src") is None
     writer.run("umount", "--all")
     assert not stagings.is_mounted(by_path) and stagings.find_staging(place) is None
+
+
+def test_rebased_it_shows_the_other_with_nothing_changed(writer):
+    """Mounted it stays mounted, at the same place; in use it stays as it was, and that is 7; unmounted it moves too."""
+    place = writer.mount_writable("-o", "noexec")
+    writer.write(place / "docs/new", "mine")
+    writer.write(writer.folder / "src/docs/README.md", "another\n")
+    writer.run("pack", writer.folder / "src", "-t", "other:1")
+    before = writer.listing(place)
+    with Holder(writer, place / "docs/README.md"):
+        assert writer.python(REBASE, place, "other:1") == "7\n"
+        assert writer.listing(place) == before
+    assert writer.python(REBASE, place, "other:1") == "0\n"
+    other = writer.place("other")
+    writer.run("mount", "other:1", other)
+    assert writer.listing(place) == writer.listing(other) != before
+    assert next(line for line in mountinfo.read_mounts() if line.mountpoint == place).flags >= {"rw", "noexec"}
+    writer.write(place / "docs/new", "again")
+    assert [(one["reference"], one["mountpoint"]) for one in listed(writer)] == [("other:1", str(place))]
+    writer.run("umount", "--all")
+    assert writer.python(REBASE, writer.home / "staging/kit-1", "kit:1") == "0\n"
+    writer.run("mount", "kit:1", place, "--writable")
+    assert "docs/new" not in writer.listing(place)
+    writer.run("umount", place)
+    assert len(listed(writer)) == 1
+
+
+@pytest.mark.parametrize("writer", ["root"], indirect=True)
+def test_bind_mount_of_an_overlay_goes_on(writer):
+    """One place is unmounted, the other stays, and the staging directory is mounted until both are."""
+    place, elsewhere = writer.mount_writable(), writer.place("elsewhere")
+    subprocess.run(["mount", "--bind", place, elsewhere], check=True)
+    writer.run("umount", place)
+    writer.run("mount", "kit:1", place, "--writable", status=7)
+    assert "docs/README.md" in writer.listing(elsewhere)
+    writer.run("umount", elsewhere)
+    assert writer.all_mounts() == [] and writer.sessions() == []
+
+
+def test_prefetch_knows_a_writable_mount_by_its_place(writer):
+    """Paths in it are those of the ModelKit that it lies over."""
+    place = writer.mount_writable()
+    told = json.loads(writer.run("prefetch", place, place / "model", "--format", "json").stdout)
+    assert {one["path"] for group in told.values() for one in group} == {"model/weights.bin", "model/private.bin"}
+    writer.run("umount", place)
