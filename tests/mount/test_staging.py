@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -285,3 +286,30 @@ def test_prefetch_knows_a_writable_mount_by_its_place(writer):
     told = json.loads(writer.run("prefetch", place, place / "model", "--format", "json").stdout)
     assert {one["path"] for group in told.values() for one in group} == {"model/weights.bin", "model/private.bin"}
     writer.run("umount", place)
+
+
+@pytest.mark.parametrize("writer", ["user"], indirect=True)
+@pytest.mark.parametrize("what", ["mnt", "--all", "kit:1"])
+def test_killed_fuse_overlayfs_is_cleared(writer, wait_for_end, what):
+    """Its mount is dead; unmounting takes it and what it lay over, and what was written is there the next time."""
+    place = writer.mount_writable()
+    writer.write(place / "docs/new", "mine")
+    before = writer.listing(place)
+    command = f"fuse-overlayfs\0-o\0lowerdir={writer.environment['XDG_RUNTIME_DIR']}".encode()
+    (pid,) = (int(entry.name) for entry in Path("/proc").glob("[0-9]*") if find_command(entry).startswith(command))
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    writer.run("umount", place if what == "mnt" else what)
+    assert writer.all_mounts() == []
+    writer.run("mount", "kit:1", place, "--writable")
+    assert writer.listing(place) == before
+    writer.run("umount", place)
+    assert writer.sessions() == []
+
+
+def find_command(entry: Path) -> bytes:
+    """The command line of a process, empty when it is gone."""
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
