@@ -120,6 +120,16 @@ def find_mount(path: Path) -> KitfsMount | None:
     return mountinfo.find_at(path, ((mount.mountpoint, mount) for mount in find_mounts()))
 
 
+def find_shown(path: Path) -> KitfsMount | None:
+    """As ``find_mount``; the mount below an overlay counts as the overlay's, where that lies."""
+    overlays = ((overlay.mount.mountpoint, overlay) for overlay in mountinfo.find_overlays())
+    overlay = mountinfo.find_at(path, overlays)
+    if overlay is None:
+        return find_mount(path)
+    mounts = (mount for mount in find_mounts() if mount.mountpoint == overlay.lower)
+    return next((msgspec.structs.replace(mount, mountpoint=overlay.mount.mountpoint) for mount in mounts), None)
+
+
 class Mountpoint(msgspec.Struct, frozen=True):
     """A checked mount point: an empty directory, held open so that a swapped one is noticed.
 

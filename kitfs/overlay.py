@@ -100,9 +100,12 @@ def sweep_lowers(folder: Path) -> None:
 
 def _sweep(path: Path) -> None:
     lock = path.with_name(f"{path.name}.lock")
+    was_begun = lock.exists()
     with contextlib.suppress(OSError), open(lock, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not any(overlay.lower == path for overlay in find_overlays()):
+        is_here = any(line.mountpoint == path for line in read_mounts())
+        is_needed = any(overlay.lower == path for overlay in find_overlays())
+        if not is_needed and (is_here or was_begun):  # what is neither may be mounted in another namespace
             drop_lower(path)
         lock.unlink(missing_ok=True)
 
@@ -121,9 +124,17 @@ def is_lower(path: Path) -> bool:
     return path.parent.name == _FOLDER and _SESSION.fullmatch(path.name) is not None
 
 
-def choose_kind() -> OverlayKind:
-    """What this user can mount."""
-    return "overlay" if os.geteuid() == 0 else "fuse-overlayfs"
+def choose_kind(upper: Path) -> OverlayKind:
+    """What this user can mount with an upper directory at ``upper``, there or not.
+
+    An overlay takes none that lies on another one, as the root of a container does; fuse-overlayfs does.
+    """
+    while not upper.exists():
+        upper = upper.parent
+    number = upper.stat().st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    is_overlay = any(line.device == device and line.kind == KERNEL_OVERLAY for line in read_mounts())
+    return "fuse-overlayfs" if os.geteuid() != 0 or is_overlay else "overlay"
 
 
 def mount_overlay(

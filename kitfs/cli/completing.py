@@ -106,10 +106,12 @@ class Mounts(Completed):
 
     def iter_items(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Iterator[CompletionItem[Any]]:
         """Both of every mount, as ``kitfs umount`` takes them."""
+        from kitfs.mountinfo import find_overlays
         from kitfs.mounting import find_mounts
 
+        places = {overlay.lower: overlay.mount.mountpoint for overlay in find_overlays()}
         for mounted in find_mounts():
-            yield CompletionItem(str(mounted.mountpoint))
+            yield CompletionItem(str(places.get(mounted.mountpoint, mounted.mountpoint)))
             yield CompletionItem(mounted.reference)
 
 

@@ -52,7 +52,7 @@ def _find_targets(settings: Settings, store: Store, what: str, paths: tuple[str,
     from kitfs.modelkit import targets
     from kitfs.oci.reference import parse_reference
 
-    mounted = mounting.find_mount(Path(what))
+    mounted = mounting.find_shown(Path(what))
     if mounted is not None:
         return targets.of_session(store, _find_session(settings, store, mounted), _inside(mounted, paths))
     if what.startswith(("/", ".")):

@@ -46,19 +46,20 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
 
 def _find_mounts(
     what: str | None, states: list[MountState], overlays: list[Overlay]
-) -> list[tuple[KitfsMount, list[Overlay]]]:
+) -> list[tuple[KitfsMount | None, list[Overlay]]]:
     """The mounts that ``what`` names, the topmost first, and the overlays over each that go with it.
 
+    The mount below an overlay is None where only other namespaces have it.
     None and a reference mean those of this store's daemon, and all overlays over them.
     """
-    from kitfs import mounting
+    from kitfs import mounting, overlay
     from kitfs.mountinfo import find_at
     from kitfs.oci.reference import parse_reference
 
     if what is not None:
-        above = find_at(Path(what), ((overlay.mount.mountpoint, overlay) for overlay in overlays))
+        above = find_at(Path(what), ((one.mount.mountpoint, one) for one in overlays))
         mounted = mounting.find_mount(Path(what) if above is None else above.lower)
-        if mounted is not None:
+        if mounted is not None or (above is not None and overlay.is_lower(above.lower)):
             return [(mounted, [] if above is None else [above])]
         names = {what}
         with contextlib.suppress(KitfsError):
@@ -89,7 +90,7 @@ def _mounts_of(states: list[MountState]) -> list[KitfsMount]:
 
 
 def unmount(
-    daemon: Client | None, states: list[MountState], mounted: KitfsMount, above: list[Overlay], *, lazy: bool
+    daemon: Client | None, states: list[MountState], mounted: KitfsMount | None, above: list[Overlay], *, lazy: bool
 ) -> None:
     """Unmount overlays, then the mount that they lie over, unless others do too; returns when the daemon has let go.
 
@@ -100,20 +101,20 @@ def unmount(
     from kitfs import mounting, overlay
     from kitfs.mountinfo import find_overlays
 
-    others = [one for one in mounting.find_mounts() if one.device == mounted.device and one != mounted]
     for one in reversed(above):
         overlay.unmount_overlay(one, lazy=lazy)
-    if any(one.lower == mounted.mountpoint for one in find_overlays()):
+    if mounted is None or any(one.lower == mounted.mountpoint for one in find_overlays()):
         return
+    others = {one for one in mounting.find_mounts() if one.device == mounted.device and one != mounted}
     if overlay.is_lower(mounted.mountpoint):
         overlay.drop_lower(mounted.mountpoint)
     else:
         mounting.unmount(mounted.mountpoint, lazy=lazy)
-    for state in states:
-        if state.device == mounted.device and state.is_writable:
+    ended = [state for state in states if state.device == mounted.device]
+    for state in ended:
+        if state.is_writable:
             overlay.clear_dead_overlay(Path(state.mountpoint))
-    if daemon is None or lazy or set(others) & set(mounting.find_mounts()):
+    if daemon is None or lazy or others & set(mounting.find_mounts()):
         return
-    for state in states:
-        if state.device == mounted.device:
-            daemon.wait_ended(state.session)
+    for state in ended:
+        daemon.wait_ended(state.session)

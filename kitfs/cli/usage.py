@@ -71,12 +71,14 @@ def _print_usage(usage: Usage, *, is_whole: bool) -> None:
         print_result("")
     content = usage.unique + usage.shared
     index = usage.parts["index"].allocated
-    rest = usage.total.allocated - content - usage.loose - index
+    staging = usage.parts["staging"].allocated
+    rest = usage.total.allocated - content - usage.loose - index - staging
     parts = f"{format_size(usage.unique)} unique, {format_size(usage.shared)} shared"
     lines = (
         (content, f"ModelKits, each byte once: {parts}"),
         (usage.loose, "content of no ModelKit"),
         (index, "index"),
+        *([(staging, "files in staging directories")] if staging else []),
         (rest, "folders and the rest"),
         (usage.total.allocated, "total"),
     )

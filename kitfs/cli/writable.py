@@ -165,8 +165,7 @@ def _staging(settings: Settings, call: PrepareCall, path: Path | None) -> Iterat
     except stagings.StagingNotFound:
         staging = _create(settings, call, path, reference)
     else:
-        _check_record(settings, staging, reference)
-        yield staging
+        yield _check_record(settings, staging, reference)
         return
     try:
         yield staging
@@ -196,12 +195,15 @@ def _create(settings: Settings, call: PrepareCall, path: Path, reference: Refere
     with settings.open_store() as store:
         resolved = resolve(store, reference)
         return stagings.create_staging(
-            store, path, resolved, overlay=overlay.choose_kind(), uid=os.geteuid(), gid=os.getegid()
+            store, path, resolved, overlay=overlay.choose_kind(path), uid=os.geteuid(), gid=os.getegid()
         )
 
 
-def _check_record(settings: Settings, staging: Staging, reference: Reference) -> None:
+def _check_record(settings: Settings, staging: Staging, reference: Reference) -> Staging:
     """Refuse a staging directory that is for something else; say where the tag points elsewhere now.
+
+    Returns:
+        The staging directory, as one of this store if that was moved.
 
     Raises:
         StagingUnusable: when it is for another store, user or reference.
@@ -211,7 +213,7 @@ def _check_record(settings: Settings, staging: Staging, reference: Reference) ->
     record = staging.record
     home = os.path.realpath(settings.home)
     if record.store != home:
-        raise StagingUnusable(staging.path, f"it belongs to the store {record.store}", f"--home {record.store}")
+        staging = stagings.adopt_staging(Layout(Path(home)), staging)
     if record.uid != os.geteuid():
         raise StagingUnusable(staging.path, f"it belongs to uid {record.uid}")
     if reference.display != record.reference and reference.digest != staging.manifests[0]:
@@ -222,6 +224,7 @@ def _check_record(settings: Settings, staging: Staging, reference: Reference) ->
     if now != staging.manifests[0]:
         where = f"means {now} now" if now else "is not in the store any more"
         warn(f"{record.reference} {where}; {staging.path} stays over {staging.manifests[0]}")
+    return staging
 
 
 def _check_places(staging: Staging, mountpoint: mounting.Mountpoint) -> None:

@@ -63,6 +63,7 @@ __all__ = [
     "StagingNotFound",
     "StagingRecord",
     "StagingUnusable",
+    "adopt_staging",
     "create_staging",
     "find_mountpoint",
     "find_staging",
@@ -156,6 +157,22 @@ def iter_mounts(staging: Staging) -> Iterator[SessionRecord]:
     """
     identity = staging.identity
     return (record for record, alive in iter_sessions(staging.layout) if alive and record.staging == identity)
+
+
+def adopt_staging(layout: Layout, staging: Staging) -> Staging:
+    """Make a staging directory whose store was moved one of the store as it lies now.
+
+    Raises:
+        StagingUnusable: when its store is where it was, or this one lacks its ModelKit or a parent.
+        StoreWriteFailed: when its record can not be written.
+    """
+    former = staging.record.store
+    if staging.layout.version.exists() or not all(layout.blob(manifest).exists() for manifest in staging.manifests):
+        raise StagingUnusable(staging.path, f"it belongs to the store {former}", f"--home {former}")
+    record = msgspec.structs.replace(staging.record, store=os.path.realpath(layout.home))
+    with hold_staging(staging.path):
+        write_record(Staging(staging.path, record))
+    return Staging(staging.path, record)
 
 
 def is_mounted(staging: Staging) -> bool:

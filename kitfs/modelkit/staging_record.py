@@ -65,7 +65,7 @@ class StagingMounted(BusyError):
         super().__init__(f"staging directory {path} is mounted on {mountpoint}")
         self.path = path
         self.mountpoint = mountpoint
-        self.hint = f"kitfs umount {mountpoint}"
+        self.hint = f"kitfs umount {mountpoint}   (or name another directory with --staging)"
 
 
 class StagingHeld(BusyError):

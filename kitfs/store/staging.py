@@ -147,6 +147,9 @@ def _find_registration(path: Path) -> Registration | None:
             Digest.parse(manifest)
     except (OSError, msgspec.DecodeError, DigestMalformed, UnicodeDecodeError):
         return None
+    place = path.with_suffix("")
+    if place.is_dir() and not place.is_symlink():  # the store may have been moved
+        record = msgspec.structs.replace(record, path=os.path.realpath(place))
     return record if record.version <= REGISTRATION_VERSION else None
 
 

@@ -21,8 +21,18 @@ from kitfs.store.roots import iter_reached
 
 _BLOCK_SIZE = 512  # st_blocks, stat(2)
 
-Part = Literal["blobs", "recipes", "members", "partials", "index", "ingest", "quarantine", "rest"]
-PARTS: tuple[Part, ...] = ("blobs", "recipes", "members", "partials", "index", "ingest", "quarantine", "rest")
+Part = Literal["blobs", "recipes", "members", "partials", "index", "ingest", "quarantine", "staging", "rest"]
+PARTS: tuple[Part, ...] = (
+    "blobs",
+    "recipes",
+    "members",
+    "partials",
+    "index",
+    "ingest",
+    "quarantine",
+    "staging",
+    "rest",
+)
 """``rest``: folders, sessions, leases, ``tags.log``, and whatever else lies there."""
 
 _FOLDERS: dict[str, Part] = {
@@ -34,6 +44,7 @@ _FOLDERS: dict[str, Part] = {
     "index.new": "index",
     "ingest": "ingest",
     "quarantine": "quarantine",
+    "staging": "staging",
 }
 
 
@@ -67,7 +78,7 @@ def iter_files(layout: Layout) -> Iterator[FileUse]:
 
 
 def _iter_below(entry: os.DirEntry[str], part: Part, seen: set[tuple[int, int]]) -> Iterator[FileUse]:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # the latter in a staging directory
         status = entry.stat(follow_symlinks=False)
         if not entry.is_dir(follow_symlinks=False):
             inode = status.st_dev, status.st_ino

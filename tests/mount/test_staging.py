@@ -5,14 +5,35 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from kitfs import mountinfo
 from kitfs.modelkit import staging as stagings
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
 
 HOLD = "import sys; file = open(sys.argv[1], 'a'); print('open', flush=True); sys.stdin.read()"
+
+REBASE = """
+import sys, pathlib
+from kitfs.cli.main import exit_code
+from kitfs.cli.settings import Settings
+from kitfs.cli.writable import rebase
+from kitfs.errors import KitfsError
+from kitfs.modelkit.resolve import resolve
+from kitfs.modelkit.staging import find_staging
+from kitfs.oci.reference import parse_reference
+settings = Settings()
+try:
+    with settings.open_store() as store:
+        resolved = resolve(store, parse_reference(sys.argv[2]))
+        rebase(settings, find_staging(pathlib.Path(sys.argv[1])), resolved)
+    print(0)
+except KitfsError as error:
+    print(exit_code(error))
+"""
 
 
 class Holder:
@@ -220,3 +241,151 @@ def test_mount_point_leads_to_the_staging_directory(writer):
     assert stagings.find_staging(plain) is None and stagings.find_staging(writer.folder / "src") is None
     writer.run("umount", "--all")
     assert not stagings.is_mounted(by_path) and stagings.find_staging(place) is None
+
+
+def test_rebased_it_shows_the_other_with_nothing_changed(writer):
+    """Mounted it stays mounted, at the same place; in use it stays as it was, and that is 7; unmounted it moves too."""
+    place = writer.mount_writable("-o", "noexec")
+    writer.write(place / "docs/new", "mine")
+    writer.write(writer.folder / "src/docs/README.md", "another\n")
+    writer.run("pack", writer.folder / "src", "-t", "other:1")
+    before = writer.listing(place)
+    with Holder(writer, place / "docs/README.md"):
+        assert writer.python(REBASE, place, "other:1") == "7\n"
+        assert writer.listing(place) == before
+    assert writer.python(REBASE, place, "other:1") == "0\n"
+    other = writer.place("other")
+    writer.run("mount", "other:1", other)
+    assert writer.listing(place) == writer.listing(other) != before
+    assert next(line for line in mountinfo.read_mounts() if line.mountpoint == place).flags >= {"rw", "noexec"}
+    writer.write(place / "docs/new", "again")
+    assert [(one["reference"], one["mountpoint"]) for one in listed(writer)] == [("other:1", str(place))]
+    writer.run("umount", "--all")
+    assert writer.python(REBASE, writer.home / "staging/kit-1", "kit:1") == "0\n"
+    writer.run("mount", "kit:1", place, "--writable")
+    assert "docs/new" not in writer.listing(place)
+    writer.run("umount", place)
+    assert len(listed(writer)) == 1
+
+
+@pytest.mark.parametrize("writer", ["root"], indirect=True)
+def test_bind_mount_of_an_overlay_goes_on(writer):
+    """One place is unmounted, the other stays, and the staging directory is mounted until both are."""
+    place, elsewhere = writer.mount_writable(), writer.place("elsewhere")
+    subprocess.run(["mount", "--bind", place, elsewhere], check=True)
+    writer.run("umount", place)
+    writer.run("mount", "kit:1", place, "--writable", status=7)
+    assert "docs/README.md" in writer.listing(elsewhere)
+    writer.run("umount", elsewhere)
+    assert writer.all_mounts() == [] and writer.sessions() == []
+
+
+def test_prefetch_knows_a_writable_mount_by_its_place(writer):
+    """Paths in it are those of the ModelKit that it lies over."""
+    place = writer.mount_writable()
+    told = json.loads(writer.run("prefetch", place, place / "model", "--format", "json").stdout)
+    assert {one["path"] for group in told.values() for one in group} == {"model/weights.bin", "model/private.bin"}
+    writer.run("umount", place)
+
+
+@pytest.mark.parametrize("writer", ["user"], indirect=True)
+@pytest.mark.parametrize("what", ["mnt", "--all", "kit:1"])
+def test_killed_fuse_overlayfs_is_cleared(writer, wait_for_end, what):
+    """Its mount is dead; unmounting takes it and what it lay over, and what was written is there the next time."""
+    place = writer.mount_writable()
+    writer.write(place / "docs/new", "mine")
+    before = writer.listing(place)
+    command = f"fuse-overlayfs\0-o\0lowerdir={writer.environment['XDG_RUNTIME_DIR']}".encode()
+    (pid,) = (int(entry.name) for entry in Path("/proc").glob("[0-9]*") if find_command(entry).startswith(command))
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    writer.run("umount", place if what == "mnt" else what)
+    assert writer.all_mounts() == []
+    writer.run("mount", "kit:1", place, "--writable")
+    assert writer.listing(place) == before
+    writer.run("umount", place)
+    assert writer.sessions() == []
+
+
+@pytest.mark.parametrize("writer", ["root"], indirect=True)
+def test_mounted_in_another_namespace_it_is_mounted(writer):
+    """A second mount is refused here, and takes nothing from the first, which can be unmounted where it is seen."""
+    place, second = writer.place(), writer.place("second")
+    writer.run("daemon")
+    script = '"$0" "$@" && echo mounted && read line && cat "$PLACE/docs/README.md" && read line && umount "$PLACE"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    command += writer.command("mount", "kit:1", place, "--writable")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=writer.environment | {"PLACE": str(place)}, **pipes) as other:
+        assert other.stdout.readline() == "mounted\n"
+        assert writer.all_mounts() == []
+        writer.run("mount", "kit:1", second, "--writable", status=7)
+        writer.run("umount", "--all")
+        assert [one["mountpoint"] for one in listed(writer)] == [str(place)]
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "read me\n"
+        other.communicate("\n")
+        assert other.returncode == 0
+    writer.run("mount", "kit:1", second, "--writable")
+    writer.run("umount", second)
+
+
+@pytest.mark.parametrize("writer", ["root"], indirect=True)
+def test_root_of_a_container_takes_fuse_overlayfs(writer, tmp_path):
+    """Where the kernel takes no upper directory, as on an overlay, fuse-overlayfs is used instead."""
+    if shutil.which("fuse-overlayfs") is None:
+        pytest.skip("fuse-overlayfs is absent")
+    for name in ("lower", "upper", "work", "root"):
+        (tmp_path / "container" / name).mkdir(parents=True)
+    layers = ",".join(f"{name}dir={tmp_path / 'container' / name}" for name in ("lower", "upper", "work"))
+    root = tmp_path / "container/root"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, root], check=True)
+    place = writer.mount_writable("--staging", root / "work")
+    assert stagings.open_staging(root / "work").record.overlay == "fuse-overlayfs"
+    writer.write(place / "docs/new", "mine")
+    (place / "data/a.txt").unlink()
+    writer.run("umount", place)
+    writer.run("mount", "kit:1", place, "--writable", "--staging", root / "work")
+    assert (place / "docs/new").read_text() == "mine" and not (place / "data/a.txt").exists()
+    writer.run("umount", place)
+
+
+def test_two_mounts_at_once_are_one(writer):
+    """Of several commands that mount one staging directory at the same moment one does; the others say 7."""
+    places = [writer.place(f"mnt-{number}") for number in range(3)]
+    writer.run("daemon")
+    commands = [writer.command("mount", "kit:1", place, "--writable") for place in places]
+    running = [subprocess.Popen(command, env=writer.environment, stderr=subprocess.PIPE) for command in commands]
+    said = [process.communicate()[1] for process in running]
+    assert sorted(process.returncode for process in running) == [0, 7, 7], said
+    assert len(writer.sessions()) == 1
+    writer.run("umount", "--all")
+
+
+def test_store_that_was_moved_has_its_staging_directories(writer):
+    """Its own and those elsewhere are roots still, and are mounted again from where the store lies now."""
+    place = writer.mount_writable()
+    writer.write(place / "docs/new", "mine")
+    second = writer.mount_writable("--staging", writer.folder / "work", name="second")
+    before = writer.listing(second)
+    writer.run("umount", "--all")
+    writer.run("remove", "kit:1")
+    writer.run("daemon", "stop")
+    writer.python("import os, sys; os.rename(*sys.argv[1:])", writer.home, writer.folder / "moved")
+    writer.machine.home = writer.folder / "moved"
+    writer.environment["KITFS_HOME"] = str(writer.home)
+    writer.run("gc")
+    writer.run("mount", "kit:1", place, "--writable")
+    assert "docs/new" in writer.listing(place)
+    writer.run("mount", "kit:1", second, "--writable", "--staging", writer.folder / "work")
+    assert writer.listing(second) == before
+    writer.run("umount", "--all")
+
+
+def find_command(entry: Path) -> bytes:
+    """The command line of a process, empty when it is gone."""
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
