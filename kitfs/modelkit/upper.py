@@ -32,6 +32,20 @@ from kitfs.modelkit.upper_marks import (
     override_mode,
 )
 from kitfs.modelkit.entries import DEPTH_MAX
+from kitfs.modelkit.upper_marks import (
+    METACOPY,
+    OPAQUE,
+    OPAQUE_NAME,
+    OVERRIDE,
+    REDIRECT,
+    WHITEOUT,
+    WHITEOUT_PREFIX,
+    MarkReader,
+    Marks,
+    Overlay,
+    can_read_trusted,
+    override_mode,
+)
 
 ENTRIES_MAX = NODES_MAX // 4
 """Entries of an upper directory, 300 bytes of memory each."""
