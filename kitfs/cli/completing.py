@@ -122,6 +122,15 @@ class ReferencesOrMounts(References):
         yield from super().iter_items(ctx, param, incomplete)
 
 
+class ReferencesOrDirectory(References):
+    """References of the store, and directories."""
+
+    def iter_items(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Iterator[CompletionItem[Any]]:
+        """The shell knows the directories."""
+        yield CompletionItem("", type="dir")
+        yield from super().iter_items(ctx, param, incomplete)
+
+
 class ReferenceThenDirectory(References):
     """The words of ``kitfs mount``: a reference, then a directory; with ``--all`` a directory."""
 
@@ -135,7 +144,7 @@ class ReferenceThenDirectory(References):
 
 
 ARGUMENTS: dict[tuple[str, str], Completed] = {
-    ("diff", "modelkit1"): References(),
+    ("diff", "modelkit1"): ReferencesOrDirectory(),
     ("diff", "modelkit2"): References(),
     ("du", "references"): References(),
     ("export", "reference"): References(),

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.digest import Digest, Digester
-from kitfs.modelkit.nodes import InlineContent, Node, NodeKind, Tree
+from kitfs.modelkit.nodes import InlineContent, MemberContent, Node, NodeKind, Tree
 from kitfs.modelkit.tree import META
 from kitfs.modelkit.upper import join, naming
 
 if TYPE_CHECKING:
     from kitfs.modelkit.merged import MergedEntry, MergedTree, Place
+    from kitfs.store.reads import StoreReads
+    from kitfs.store.toc import Toc
 
 FindDigest = Callable[[Node], Digest | None]
 """The digest of a file of the parent whose bytes are in a layer, or None when nobody knows."""
@@ -45,6 +47,28 @@ class Change(NamedTuple):
     is_directory: bool
     size_before: int | None
     size_after: int | None
+
+
+class Digests:
+    """Finds the digests of files in layers: one table of contents is opened for each layer, and read where needed."""
+
+    def __init__(self, store: StoreReads) -> None:
+        self._store = store
+        self._tables: dict[Digest, Toc] = {}
+
+    def __call__(self, node: Node) -> Digest | None:
+        """The digest of a file of the parent, or None when it is in no layer.
+
+        Raises:
+            LayerNotIndexed, RecordCorrupt, IndexFailed, IndexCorrupt: when the table can not be read.
+        """
+        content = node.content
+        if not isinstance(content, MemberContent):
+            return None
+        if content.layer not in self._tables:
+            self._tables[content.layer] = self._store.open_toc(content.layer)
+        raw = self._tables[content.layer][content.index].digest
+        return Digest.from_raw(raw) if raw is not None else None
 
 
 class _Pair(NamedTuple):

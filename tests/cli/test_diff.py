@@ -92,7 +92,10 @@ def test_diff_fails(filled):
         (("myllm", "remote://registry.example.com/a:1"), 2, "can not read a registry yet"),
         (("myllm", "nope:1"), 3, "could not find modelkit nope:1"),
         (("myllm", "local://X//y"), 1, "malformed reference"),
-        (("myllm",), 2, "Missing argument"),
+        (("myllm",), 2, "to compare two ModelKits, name both"),
+        ((), 2, "Missing argument"),
+        (("--stat", "myllm", "one-file:1"), 2, "--stat is for a DIRECTORY"),
+        ((".",), 3, "is no staging directory"),
     ):
         done = filled("diff", *arguments)
         assert (done.code, done.out) == (code, "")
