@@ -17,20 +17,6 @@ from pathlib import Path
 from kitfs.errors import KitfsError, MalformedError
 from kitfs.modelkit import NODES_MAX
 from kitfs.modelkit.beneath import Directory, open_directory
-from kitfs.modelkit.upper_marks import (
-    METACOPY,
-    OPAQUE,
-    OPAQUE_NAME,
-    OVERRIDE,
-    REDIRECT,
-    WHITEOUT,
-    WHITEOUT_PREFIX,
-    MarkReader,
-    Marks,
-    Overlay,
-    can_read_trusted,
-    override_mode,
-)
 from kitfs.modelkit.entries import DEPTH_MAX
 from kitfs.modelkit.upper_marks import (
     METACOPY,
