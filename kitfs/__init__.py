@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kitfs.api import KitFile, KitPath, ModelKit
     from kitfs.api import open_modelkit as open
+    from kitfs.api.committing import Commit, commit
     from kitfs.errors import KitfsError
     from kitfs.oci.kitfile_schema import Kitfile
 
 __version__ = "0.1.0"
 
-__all__ = ["KitFile", "KitPath", "Kitfile", "KitfsError", "ModelKit", "__version__", "open"]
+__all__ = ["Commit", "KitFile", "KitPath", "Kitfile", "KitfsError", "ModelKit", "__version__", "commit", "open"]
 
 _PLACES = {
+    "Commit": "kitfs.api.committing:Commit",
     "KitFile": "kitfs.api:KitFile",
     "KitPath": "kitfs.api:KitPath",
     "Kitfile": "kitfs.oci.kitfile_schema:Kitfile",
     "KitfsError": "kitfs.errors:KitfsError",
     "ModelKit": "kitfs.api:ModelKit",
+    "commit": "kitfs.api.committing:commit",
     "open": "kitfs.api:open_modelkit",
 }
 

@@ -35,6 +35,7 @@ class MountLine(NamedTuple):
         mountpoint: Where it is mounted.
         kind: Type of the file system, with its subtype.
         source: What is mounted.
+        flags: Options of the mount.
         options: Those of the file system, as they stand there, escapes included.
     """
 
@@ -43,6 +44,7 @@ class MountLine(NamedTuple):
     mountpoint: Path
     kind: str
     source: str
+    flags: frozenset[str]
     options: str
 
 
@@ -61,11 +63,12 @@ def _iter_lines(raw: bytes) -> Iterator[MountLine]:
         fields, separator, tail = line.partition(b" - ")
         place = fields.split(b" ")
         kind = tail.split(b" ")
-        if not separator or len(place) < 5 or len(kind) < 2 or not place[0].isdigit():
+        if not separator or len(place) < 6 or len(kind) < 2 or not place[0].isdigit():
             continue
         options = os.fsdecode(kind[2]) if len(kind) > 2 else ""
-        mountpoint = Path(_unescape(place[4]))
-        yield MountLine(int(place[0]), _unescape(place[2]), mountpoint, _unescape(kind[0]), _unescape(kind[1]), options)
+        flags = frozenset(os.fsdecode(place[5]).split(","))
+        names = [_unescape(field) for field in (place[2], place[4], *kind[:2])]
+        yield MountLine(int(place[0]), names[0], Path(names[1]), names[2], names[3], flags, options)
 
 
 def _unescape(field: bytes) -> str:

@@ -189,11 +189,14 @@ def _explain_open(path: Path, error: OSError) -> str:
 
 
 def _refuse_inside_mount(path: Path) -> None:
-    for mount in find_mounts():
-        if mount.mountpoint == path:
-            raise MountpointTaken(path, mount.reference)
-        if mount.mountpoint in path.parents:
-            raise MountpointUnusable(path, f"it lies inside the mount of {mount.reference} at {mount.mountpoint}")
+    mounts = {mount.mountpoint: mount.reference for mount in find_mounts()}
+    overlays = mountinfo.find_overlays()
+    mounts |= {one.mount.mountpoint: mounts[one.lower] for one in overlays if one.lower in mounts}
+    for mountpoint, reference in mounts.items():
+        if mountpoint == path:
+            raise MountpointTaken(path, reference)
+        if mountpoint in path.parents:
+            raise MountpointUnusable(path, f"it lies inside the mount of {reference} at {mountpoint}")
 
 
 def clear_dead_mount(path: Path) -> bool:
@@ -206,13 +209,13 @@ def clear_dead_mount(path: Path) -> bool:
         MountFailed: when it can not be unmounted.
     """
     mounted = find_mount(path)
-    if mounted is None or not _is_dead(mounted.mountpoint):
+    if mounted is None or not is_dead(mounted.mountpoint):
         return False
     unmount(mounted.mountpoint, lazy=True)
     return True
 
 
-def _is_dead(mountpoint: Path) -> bool:
+def is_dead(mountpoint: Path) -> bool:
     """Whether a mount's connection is gone: statfs, which is never cached, says ENOTCONN.
 
     Asked in a child, because a mount that is only slow to answer would block the asker.

@@ -4,7 +4,7 @@ The mount of kitfs below one lies at ``<runtime directory>/lower/<session>``, so
 session. Whoever makes one holds the flock of ``lower/<session>.lock`` until the overlay is there: a mount below
 ``lower/`` that has neither lock nor overlay was left by a client that died, and ``sweep_lowers`` unmounts it.
 
-Used by ``kitfs.cli``. Like ``kitfs.mounting`` it looks at no mount, only at mountinfo.
+Used by ``kitfs.cli``. Like ``kitfs.mounting`` it looks at no mount but at mountinfo, and imports nothing of the store.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kitfs import mounting
 from kitfs.control import make_socket_folder, socket_path
 from kitfs.errors import KitfsError
-from kitfs.modelkit.staging import OverlayKind, Staging
-from kitfs.mountinfo import KERNEL_OVERLAY, Overlay, find_at, find_overlays, read_mounts
+from kitfs.mountinfo import FUSE_OVERLAY, KERNEL_OVERLAY, Overlay, find_at, find_overlays, read_mounts
+
+if TYPE_CHECKING:
+    from kitfs.modelkit.staging_record import OverlayKind, Staging
 
 FEATURES = "index=off,metacopy=on,redirect_dir=on,xino=on"
 """How the kernel's overlay works, whatever its module's defaults are.
@@ -40,6 +44,8 @@ _DATA_SIZE_MAX = 4095
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _FUSE_PROGRAM = "fuse-overlayfs"
+_FOLDER = "lower"
+_SESSION = re.compile(r"[0-9a-f]{16}")
 
 
 def lower_folder(home: Path) -> Path:
@@ -51,7 +57,7 @@ def lower_folder(home: Path) -> Path:
     """
     socket = socket_path(home)
     make_socket_folder(socket)
-    folder = socket.parent / "lower"
+    folder = socket.parent / _FOLDER
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     return folder
@@ -108,6 +114,11 @@ def drop_lower(path: Path) -> None:
             mounting.unmount(path, lazy=True)
     with contextlib.suppress(OSError):
         path.rmdir()
+
+
+def is_lower(path: Path) -> bool:
+    """Whether a mount point is that of a lower layer, with an overlay or without."""
+    return path.parent.name == _FOLDER and _SESSION.fullmatch(path.name) is not None
 
 
 def choose_kind() -> OverlayKind:
@@ -202,3 +213,28 @@ def unmount_overlay(overlay: Overlay, *, lazy: bool) -> None:
             raise mounting.MountNotFound(os.fspath(path))
         case number:
             raise mounting.MountFailed(f"{path} can not be unmounted: {os.strerror(number)}")
+
+
+def clear_dead_overlay(path: Path) -> bool:
+    """Unmount the overlay at ``path`` when nobody can ever serve it again. True when it was so.
+
+    Its fuse-overlayfs was ended, or all who served the ModelKit below it were.
+
+    Raises:
+        MountFailed: when it can not be unmounted.
+    """
+    lines = ((line.mountpoint, line) for line in read_mounts())
+    line = find_at(path, lines)
+    if line is None or line.kind not in (KERNEL_OVERLAY, FUSE_OVERLAY):
+        return False
+    overlay = next((one for one in find_overlays() if one.mount == line), None)
+    if overlay is None and line.kind == FUSE_OVERLAY and mounting.is_dead(line.mountpoint):
+        mounting.unmount(line.mountpoint, lazy=True)
+        return True
+    if overlay is None or not any(mount.mountpoint == overlay.lower for mount in mounting.find_mounts()):
+        return False
+    if not mounting.is_dead(overlay.lower):
+        return False
+    unmount_overlay(overlay, lazy=True)
+    drop_lower(overlay.lower)
+    return True

@@ -11,7 +11,7 @@ import os
 from kitfs.errors import KitfsError, NotFoundError, UsageError
 
 
-class FileMissing(NotFoundError, FileNotFoundError):
+class PathMissing(NotFoundError, FileNotFoundError):
     """A ModelKit has nothing at a path.
 
     Attributes:
@@ -24,16 +24,39 @@ class FileMissing(NotFoundError, FileNotFoundError):
         self.reference = reference
 
 
-class FileRefused(UsageError, OSError):
-    """A directory that was to be read, a file that was to be listed, or anything that was to be written.
+class PathIsDirectory(UsageError, IsADirectoryError):
+    """A directory was to be read.
 
     Attributes:
-        errno: ``EISDIR``, ``ENOTDIR`` or ``EROFS``.
         filename: The path.
     """
 
-    def __init__(self, number: int, path: str) -> None:
-        super().__init__(number, os.strerror(number), path)
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EISDIR, os.strerror(errno.EISDIR), path)
+
+
+class PathIsFile(UsageError, NotADirectoryError):
+    """A file was to be listed.
+
+    Attributes:
+        filename: The path.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+
+
+class ModelKitReadOnly(UsageError, OSError):
+    """A file was to be written.
+
+    Attributes:
+        filename: The path.
+    """
+
+    hint = "a changed ModelKit is another one: kitfs mount --writable and kitfs commit make it"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.EROFS, os.strerror(errno.EROFS), path)
 
 
 class ModelKitClosed(UsageError, ValueError):

@@ -32,15 +32,16 @@ class KitFile(io.RawIOBase):
     mode = "rb"
 
     def __init__(self, kit: ModelKit, name: str, file: OpenFile) -> None:
-        self._kit = kit
-        self._file = file
+        self._source: tuple[ModelKit, OpenFile] | None = kit, file
         self._position = 0
+        self._reference = kit.reference
         self.name = name
+        self.size = file.size
 
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return self._file.size
+    def close(self) -> None:
+        """Give the file back, and the ModelKit when nothing else refers to it; harmless when closed."""
+        super().close()
+        self._source = None
 
     def read_range(self, start: int, stop: int) -> bytes:
         """The bytes ``[start, stop)``, wherever the position is; any thread.
@@ -50,33 +51,33 @@ class KitFile(io.RawIOBase):
             LayerCorrupt: when the store's bytes are not those that were verified.
             KitfsError, OSError: when the store or the disk fails.
         """
-        self._check_open()
+        kit, file = self._get_open()
         if not 0 <= start <= stop <= self.size:
             raise ValueError(f"range [{start}, {stop}) of a file of {self.size} bytes")
-        with self._kit.using():
+        with kit.using():
             if stop - start <= STEP_SIZE:
-                return bytes(self._file.read(start, stop))
+                return bytes(file.read(start, stop))
             buffer = io.BytesIO()  # gives its memory away; joining pieces would take twice as much
             for at in range(start, stop, STEP_SIZE):
-                buffer.write(self._file.read(at, min(at + STEP_SIZE, stop)))
+                buffer.write(file.read(at, min(at + STEP_SIZE, stop)))
             return buffer.getvalue()
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         """Fill a buffer from the position on; fewer bytes only at the end of the file."""
-        self._check_open()
+        kit, file = self._get_open()
         view = memoryview(buffer).cast("B")
         start = min(self._position, self.size)
         stop = min(start + len(view), self.size)
-        with self._kit.using():
+        with kit.using():
             for at in range(start, stop, STEP_SIZE):
-                piece = self._file.read(at, min(at + STEP_SIZE, stop))
+                piece = file.read(at, min(at + STEP_SIZE, stop))
                 view[at - start : at - start + len(piece)] = piece
         self._position += stop - start
         return stop - start
 
     def read(self, size: int | None = -1, /) -> bytes:
         """At most so many bytes from the position on; all that follow when it is negative or None."""
-        self._check_open()
+        self._get_open()
         start = min(self._position, self.size)
         stop = self.size if size is None or size < 0 else min(start + size, self.size)
         data = self.read_range(start, stop)
@@ -93,7 +94,7 @@ class KitFile(io.RawIOBase):
         Raises:
             ValueError: when it would be negative, or ``whence`` is none of the three.
         """
-        self._check_open()
+        self._get_open()
         bases = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}
         if whence not in bases:
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
@@ -104,22 +105,23 @@ class KitFile(io.RawIOBase):
 
     def tell(self) -> int:
         """The position."""
-        self._check_open()
+        self._get_open()
         return self._position
 
     def readable(self) -> bool:
         """Yes."""
-        self._check_open()
+        self._get_open()
         return True
 
     def seekable(self) -> bool:
         """Yes."""
-        self._check_open()
+        self._get_open()
         return True
 
     def __repr__(self) -> str:
-        return f"<kitfs.KitFile {self.name!r} of {self._kit.reference}>"
+        return f"<kitfs.KitFile {self.name!r} of {self._reference}>"
 
-    def _check_open(self) -> None:
-        if self.closed:
+    def _get_open(self) -> tuple[ModelKit, OpenFile]:
+        if self._source is None:
             raise ValueError("I/O operation on closed file")
+        return self._source

@@ -6,14 +6,14 @@ Not an ``os.PathLike``: the file has no path on disk, and a program that took on
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal, overload
 
-from kitfs.api.errors import FileMissing, FileRefused
+from kitfs.api.errors import ModelKitReadOnly, PathIsDirectory, PathIsFile, PathMissing
 from kitfs.api.file import KitFile
 from kitfs.modelkit.nodes import Node, NodeKind, NodeNotFound
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 BUFFER_SIZE = 128 << 10
 """Bytes that a small read takes along: a span of a plain layer, which is verified as a whole anyhow."""
+
+LISTED_MAX = 4096
+"""Entries of a directory that are looked at in one go, a batch of an outline."""
 
 
 class KitPath:
@@ -84,7 +87,7 @@ class KitPath:
         """Bytes of the file; 0 for a directory.
 
         Raises:
-            FileMissing: when nothing is there.
+            PathMissing: when nothing is there.
         """
         return self._get().size
 
@@ -93,7 +96,7 @@ class KitPath:
         """Permission bits as they were packed, without setuid, setgid and sticky.
 
         Raises:
-            FileMissing: when nothing is there.
+            PathMissing: when nothing is there.
         """
         return self._get().mode
 
@@ -101,22 +104,25 @@ class KitPath:
         """The entries of the directory, in the order in which their bytes lie in the layers.
 
         Raises:
-            FileMissing: when nothing is there.
-            FileRefused: when it is a file.
+            PathMissing: when nothing is there.
+            PathIsFile: when it is a file.
         """
         node = self._get()
         if node.kind is not NodeKind.DIRECTORY:
-            raise FileRefused(errno.ENOTDIR, str(self))
-        for child in self._kit.tree.iter_children(node.number):
-            if child.kind is not NodeKind.SYMLINK:
-                yield KitPath(self._kit, self._path + b"/" + child.name if self._path else child.name)
+            raise PathIsFile(str(self))
+        after = 0
+        while children := self._list(node.number, after):
+            for child in children:
+                if child.kind is not NodeKind.SYMLINK:
+                    yield KitPath(self._kit, self._path + b"/" + child.name if self._path else child.name)
+            after = children[-1].number
 
     def iter_files(self) -> Iterator[KitPath]:
         """All files below the directory, at any depth.
 
         Raises:
-            FileMissing: when nothing is there.
-            FileRefused: when it is a file.
+            PathMissing: when nothing is there.
+            PathIsFile: when it is a file.
         """
         for entry in self.iterdir():
             if entry.is_dir():
@@ -153,14 +159,15 @@ class KitPath:
         Nothing is read yet. With ``rb`` and ``buffering=0`` the result is a ``KitFile``, which has ``read_range`` too.
 
         Raises:
-            FileMissing: when nothing is there.
-            FileRefused: when it is a directory, or was to be written.
+            PathMissing: when nothing is there.
+            PathIsDirectory: when it is a directory.
+            ModelKitReadOnly: when it was to be written.
             ValueError: when it is no mode, or the ModelKit is closed.
             KitfsError: when the store can not give it.
         """
         if mode not in ("r", "rt", "rb"):
             if set(mode) & set("wax+"):
-                raise FileRefused(errno.EROFS, str(self))
+                raise ModelKitReadOnly(str(self))
             raise ValueError(f"invalid mode: {mode!r}")
         raw = self._open()
         if mode == "rb" and buffering == 0:
@@ -212,6 +219,11 @@ class KitPath:
     def __lt__(self, other: KitPath) -> bool:
         return self._path.split(b"/") < other._path.split(b"/")
 
+    def _list(self, number: int, after: int) -> list[Node]:
+        """So many entries of a directory at a time as may be held: between them the ModelKit may be closed."""
+        with self._kit.using():
+            return list(islice(self._kit.tree.iter_children(number, after), LISTED_MAX))
+
     def _find(self) -> Node | None:
         with self._kit.using():
             try:
@@ -222,12 +234,12 @@ class KitPath:
     def _get(self) -> Node:
         node = self._find()
         if node is None:
-            raise FileMissing(str(self), self._kit.reference)
+            raise PathMissing(str(self), self._kit.reference)
         return node
 
     def _open(self) -> KitFile:
         node = self._get()
         if node.kind is not NodeKind.FILE:
-            raise FileRefused(errno.EISDIR, str(self))
+            raise PathIsDirectory(str(self))
         with self._kit.using():
             return KitFile(self._kit, str(self), self._kit.open_node(node))

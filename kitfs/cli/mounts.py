@@ -79,7 +79,7 @@ def mount(settings: Settings, words: tuple[str, ...], everything: bool, filters:
     parsed = MountOptions.parse(options)
     cache = read_cache_settings()
     directory = Path(words[-1])
-    if mounting.clear_dead_mount(directory):
+    if _clear_dead(directory):
         say(f"what was mounted on {directory} was dead and is unmounted")
     if writable:
         from kitfs.cli.writable import mount_writable
@@ -96,6 +96,18 @@ def mount(settings: Settings, words: tuple[str, ...], everything: bool, filters:
             mount_prepared(settings, prepared, ALL_SOURCE if everything else prepared.reference, mountpoint, parsed)
     if not settings.quiet and settings.log_level in ("info", "debug"):
         say(f"{prepared.reference} is mounted on {mountpoint.path}")
+
+
+def _clear_dead(directory: Path) -> bool:
+    from kitfs import mounting
+    from kitfs.mountinfo import FUSE_OVERLAY, KERNEL_OVERLAY, find_at, read_mounts
+
+    line = find_at(directory, ((line.mountpoint, line) for line in read_mounts()))
+    if line is None or line.kind not in (KERNEL_OVERLAY, FUSE_OVERLAY):
+        return mounting.clear_dead_mount(directory)
+    from kitfs.overlay import clear_dead_overlay  # 10 ms that a mount of its own does not need
+
+    return clear_dead_overlay(directory)
 
 
 def _check_flags(everything: bool, filters: tuple[str, ...], writable: bool, staging: Path | None) -> None:
@@ -146,11 +158,13 @@ class MountOptions:
 def prepare(settings: Settings, call: PrepareCall) -> Preparation:
     """Have the daemon prepare a session. What kit's storage has anew of the reference is imported first, here.
 
-    A daemon is started only for what can be found.
+    A daemon is started only for what can be found, or what was before.
     """
     from kitfs import client
     from kitfs.control import DaemonUnreachable, socket_path
 
+    if call.manifests:
+        return client.ensure_daemon(settings.home, settings.socket).prepare(call)
     if os.access(settings.kitops_home, os.R_OK | os.X_OK):
         call.kitops_home = str(settings.kitops_home)
     with contextlib.suppress(client.ImportDue, DaemonUnreachable):
@@ -240,7 +254,7 @@ def ps(settings: Settings) -> None:
         for state in states:
             output.print_result(state.session)
     else:
-        headers = ["REFERENCE", "DIRECTORY", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
+        headers = ["REFERENCE", "DIRECTORY", "MODE", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
         output.print_table(headers, [_row(state) for state in states])
 
 
@@ -250,6 +264,7 @@ def _row(state: MountState) -> list[str]:
     return [
         state.reference,
         state.mountpoint,
+        "rw" if state.is_writable else "ro",
         str(state.pid or "-"),
         _format_duration(int(state.uptime_s)),
         format_size(state.bytes_read),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ def staging(settings: Settings, action: str, names: tuple[str, ...]) -> None:
         _list(settings, layout)
         return
     for name in names:
-        _remove(layout, name)
+        _remove(settings, layout, name)
 
 
 def _list(settings: Settings, layout: Layout) -> None:
@@ -69,13 +70,16 @@ def _row(one: Listed) -> list[str]:
     return [one.name, one.reference, parent, state, size, str(one.path)]
 
 
-def _remove(layout: Layout, name: str) -> None:
-    from kitfs.modelkit.staging import StagingNotFound, remove_staging
+def _remove(settings: Settings, layout: Layout, name: str) -> None:
+    from kitfs.cli.writable import refuse_mounted
+    from kitfs.modelkit.staging import StagingMalformed, StagingNotFound, open_staging, remove_staging
     from kitfs.modelkit.staging_list import list_staging
 
     known = {one.name: one.path for one in list_staging(layout)}
     path = known.get(name) or Path(os.path.realpath(name))
     if path not in known.values() and not (path / "staging.json").exists():
         raise StagingNotFound(path)
+    with contextlib.suppress(StagingNotFound, StagingMalformed):
+        refuse_mounted(settings, open_staging(path))
     remove_staging(layout, path)
     print_result(str(path))

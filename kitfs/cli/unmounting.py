@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--lazy", is_flag=True, help="Detach at once; files that are open stay readable.")
 def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -> None:
     """Unmount a ModelKit; returns when nothing of it is left. What was written stays in its staging directory."""
-    from kitfs import client
+    from kitfs import client, overlay
     from kitfs.mountinfo import find_overlays
 
     if (what is None) != everything:
@@ -33,12 +33,13 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
     states = daemon.list_mounts() if daemon else []
     failure: KitfsError | None = None
     overlays = find_overlays()
-    for mounted in _find_mounts(what, states, overlays):
+    found = [] if what and overlay.clear_dead_overlay(Path(what)) else _find_mounts(what, states, overlays)
+    for mounted in found:
         try:
             unmount(daemon, states, mounted, overlays, lazy=lazy)
         except KitfsError as error:
             failure = failure or error
-    _sweep(settings)
+    overlay.sweep_lowers(overlay.lower_folder(settings.home))
     if failure is not None:
         raise failure
 
@@ -102,19 +103,15 @@ def unmount(
     above = [one for one in overlays if one.lower == mounted.mountpoint]
     for one in reversed(above):
         overlay.unmount_overlay(one, lazy=lazy)
-    if above:
+    if above or overlay.is_lower(mounted.mountpoint):
         overlay.drop_lower(mounted.mountpoint)
     else:
         mounting.unmount(mounted.mountpoint, lazy=lazy)
+    for state in states:
+        if state.device == mounted.device and state.is_writable:
+            overlay.clear_dead_overlay(Path(state.mountpoint))
     if daemon is None or lazy or mounted.device in {other.device for other in mounting.find_mounts()}:
         return
     for state in states:
         if state.device == mounted.device:
             daemon.wait_ended(state.session)
-
-
-def _sweep(settings: Settings) -> None:
-    """Unmount lower layers that a killed command left without an overlay."""
-    from kitfs import overlay
-
-    overlay.sweep_lowers(overlay.lower_folder(settings.home))

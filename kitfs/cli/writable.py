@@ -8,26 +8,36 @@ its way leaves at most a lower mount without an overlay, which the next one unmo
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kitfs import mounting, overlay
-from kitfs.cli import mounts
+from kitfs import client, mounting, overlay
+from kitfs.calls import PrepareCall
+from kitfs.cli import mounts, unmounting
+from kitfs.cli.config import check_materialise
 from kitfs.cli.output import warn
+from kitfs.errors import KitfsError
 from kitfs.modelkit import staging as stagings
 from kitfs.modelkit.staging import Staging, StagingMounted, StagingUnusable
-from kitfs.store.staging import register
+from kitfs.mountinfo import find_overlays
+from kitfs.store.layout import Layout
+from kitfs.store.staging import RECORD_NAME, iter_registrations, register
 
 if TYPE_CHECKING:
-    from kitfs.calls import PrepareCall
     from kitfs.cli.settings import Settings
+    from kitfs.modelkit.resolve import ResolvedTree
+    from kitfs.mountinfo import MountLine
     from kitfs.oci.reference import Reference
+    from kitfs.store.sessions import SessionOptions
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _NAME_SIZE_MAX = 80
+_ENDING_S = 2.0
 
 
 def mount_writable(
@@ -68,11 +78,8 @@ def mount_held(
         StagingMounted: when it is mounted.
         KitfsError: when it can not be.
     """
+    refuse_mounted(settings, staging)
     folder = overlay.lower_folder(settings.home)
-    overlay.sweep_lowers(folder)
-    mounted_on = stagings.find_mountpoint(staging)
-    if mounted_on is not None:
-        raise StagingMounted(staging.path, mounted_on)
     register(staging.layout, staging.path, staging.record.reference, staging.manifests)
     call.reference, call.mountpoint = staging.record.reference, str(mountpoint.path)
     call.modes, call.manifests, call.staging = staging.record.modes, staging.record.manifests, staging.identity
@@ -85,6 +92,65 @@ def mount_held(
         if not mountpoint.is_still_there():
             raise mounting.MountpointUnusable(mountpoint.path, "it was swapped for something else meanwhile")
         overlay.mount_overlay(staging, lower, mountpoint, allow_other=allow_other, noexec=options.noexec)
+
+
+def refuse_mounted(settings: Settings, staging: Staging) -> None:
+    """Unmount what killed commands left, and see that a staging directory is mounted nowhere.
+
+    What is not mounted here may still be ending: a session ends a moment after its mount.
+
+    Raises:
+        StagingMounted: when it is mounted.
+    """
+    overlay.sweep_lowers(overlay.lower_folder(settings.home))
+    deadline = time.monotonic() + _ENDING_S
+    while (mountpoint := stagings.find_mountpoint(staging)) is not None:
+        if time.monotonic() > deadline or any(one.upper == staging.upper for one in find_overlays()):
+            raise StagingMounted(staging.path, mountpoint)
+        time.sleep(_ENDING_S / 100)
+
+
+def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Staging:
+    """Move a staging directory onto another ModelKit, with nothing changed; what is mounted is mounted again over that.
+
+    Killed on its way it leaves the directory as it was or moved, mounted or not.
+
+    Raises:
+        MountBusy: when somebody uses the mount; everything is as before then.
+        StagingHeld, StagingMounted: when another command is busy with it, or it is mounted where we can not see it.
+        KitfsError: when it can not be moved, or not mounted again.
+    """
+    with stagings.hold_staging(staging.path):
+        found = [one for one in find_overlays() if one.upper == staging.upper]
+        if len(found) > 1:
+            raise StagingMounted(staging.path, ", ".join(str(one.mount.mountpoint) for one in found))
+        if not found:
+            return stagings.rebase_held(staging.layout, staging, resolved.reference, resolved.digests)
+        record = next(stagings.iter_mounts(staging))
+        daemon = client.find_daemon(settings.home, settings.socket)
+        states = daemon.list_mounts() if daemon else []
+        below = unmounting.find_mount(found[0].mount.mountpoint, found)
+        if below is None:
+            raise StagingMounted(staging.path, str(found[0].mount.mountpoint))
+        unmounting.unmount(daemon, states, below, found, lazy=False)
+        refuse_mounted(settings, staging)
+        try:
+            moved = stagings.rebase_held(staging.layout, staging, resolved.reference, resolved.digests)
+        except BaseException:
+            with contextlib.suppress(KitfsError):
+                _mount_again(settings, staging, found[0].mount, record.options)
+            raise
+        _mount_again(settings, moved, found[0].mount, record.options)
+    return moved
+
+
+def _mount_again(settings: Settings, staging: Staging, mount: MountLine, shown: SessionOptions) -> None:
+    call = PrepareCall("", "", meta=shown.meta, size_max=shown.size_max)
+    call.materialise = check_materialise(shown.materialise)
+    options = mounts.MountOptions()
+    options.noexec, options.allow_other = "noexec" in mount.flags, "allow_other" in mount.options.split(",")
+    with mounting.check_mountpoint(mount.mountpoint, settings.home) as mountpoint:
+        mount_held(settings, call, staging, mountpoint, options)
 
 
 @contextlib.contextmanager
@@ -111,7 +177,16 @@ def _staging(settings: Settings, call: PrepareCall, path: Path | None) -> Iterat
 
 
 def _default_path(settings: Settings, reference: Reference) -> Path:
-    return settings.home / "staging" / _UNFIT.sub("-", reference.display)[-_NAME_SIZE_MAX:].strip("-.")
+    """The store's own staging directory for a reference, there or not."""
+    folder = Path(os.path.realpath(settings.home), "staging")
+    for _, registration in iter_registrations(Layout(settings.home)):
+        if registration is not None and registration.reference == reference.display:
+            path = Path(registration.path)
+            if path.parent == folder and path.is_dir():
+                return path
+    name = _UNFIT.sub("-", reference.display)[-_NAME_SIZE_MAX:].strip("-.")
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(folder / name for name in names if not (folder / name / RECORD_NAME).exists())
 
 
 def _create(settings: Settings, call: PrepareCall, path: Path, reference: Reference) -> Staging:

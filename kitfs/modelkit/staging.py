@@ -68,6 +68,7 @@ __all__ = [
     "find_staging",
     "hold_staging",
     "is_mounted",
+    "iter_mounts",
     "measure_upper",
     "open_staging",
     "rebase_held",
@@ -144,13 +145,17 @@ def find_mountpoint(staging: Staging) -> str | None:
     Raises:
         StoreWriteFailed: when that can not be found out.
     """
-    found = (record.mountpoint for record, alive in _iter_mounts(staging) if alive)
-    return next(found, None)
+    return next((record.mountpoint for record in iter_mounts(staging)), None)
 
 
-def _iter_mounts(staging: Staging) -> Iterator[tuple[SessionRecord, bool]]:
+def iter_mounts(staging: Staging) -> Iterator[SessionRecord]:
+    """The sessions that serve the lower layer of a staging directory; one at most.
+
+    Raises:
+        StoreWriteFailed: when that can not be found out.
+    """
     identity = staging.identity
-    return ((record, alive) for record, alive in iter_sessions(staging.layout) if record.staging == identity)
+    return (record for record, alive in iter_sessions(staging.layout) if alive and record.staging == identity)
 
 
 def is_mounted(staging: Staging) -> bool:
@@ -292,6 +297,9 @@ def remove_staging(layout: Layout, path: Path) -> None:
         StoreWriteFailed: when something of it can not be removed.
     """
     real = Path(os.path.realpath(path))
+    if find_status(real) is None:
+        forget(layout, real)
+        return
     with hold_staging(real):
         with contextlib.suppress(StagingNotFound, StagingMalformed):
             staging = Staging(real, read_record(real))

@@ -5,6 +5,7 @@ Used by ``kitfs.modelkit.staging``, which makes and changes them and shows these
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from kitfs.digest import Digest, DigestMalformed
-from kitfs.errors import BusyError, MalformedError, NotFoundError, UsageError
+from kitfs.errors import BusyError, KitfsError, MalformedError, NotFoundError, UsageError
 from kitfs.modelkit.nodes import Modes
 from kitfs.store import durable
 from kitfs.store.layout import Layout
@@ -162,20 +163,25 @@ def read_record(path: Path) -> StagingRecord:
     except (FileNotFoundError, NotADirectoryError):
         raise StagingNotFound(path) from None
     except OSError as error:
-        raise StagingMalformed(path, f"its {RECORD_NAME} can not be read ({error.strerror})") from None
+        raise _refusal(path, f"can not be read ({error.strerror})") from None
     try:
         record = msgspec.json.decode(raw, type=StagingRecord)
         digests = [Digest.parse(manifest) for manifest in record.manifests]
         Modes(record.modes)
     except (msgspec.DecodeError, DigestMalformed, ValueError) as error:
-        if not (path / UPPER_NAME).is_dir():
-            raise StagingNotFound(path) from None
-        raise StagingMalformed(path, f"its {RECORD_NAME} is none ({error})") from None
+        raise _refusal(path, f"is none ({error})") from None
     if record.version > STAGING_VERSION:
         raise StagingMalformed(path, f"its format {record.version} is newer than {STAGING_VERSION}")
     if not digests:
         raise StagingMalformed(path, f"its {RECORD_NAME} names no ModelKit")
     return record
+
+
+def _refusal(path: Path, reason: str) -> KitfsError:
+    with contextlib.suppress(PermissionError):
+        if (path / UPPER_NAME).is_dir():
+            return StagingMalformed(path, f"its {RECORD_NAME} {reason}")
+    return StagingNotFound(path)
 
 
 def write_record(staging: Staging) -> None:

@@ -117,6 +117,30 @@ def test_kit_that_is_forgotten_is_closed(home):
     assert list((home / "leases").iterdir()) == []
 
 
+def test_closed_file_is_given_back(home):
+    """A file that is closed has no descriptor any more, though its object and its ModelKit live on."""
+
+    def opened() -> list[str]:
+        links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        return [os.readlink(link) for link in links if os.path.lexists(link) and "/members/" in os.readlink(link)]
+
+    with kitfs.open("myllm:3.1.4", home=home) as kit:
+        files = [path.open("rb") for path in (kit / "model").iterdir() if path.is_file()]
+        assert all(file.read(1) for file in files) and len(opened()) == len(files)
+        for file in files:
+            file.close()
+        assert opened() == []
+
+
+def test_kit_closed_while_it_is_listed(home):
+    """A directory whose ModelKit is closed in the midst of a listing is not listed to its end."""
+    with kitfs.open("myllm", home=home) as kit:
+        entries = kit.files().iter_files()
+        next(entries)
+    with pytest.raises(ModelKitClosed):
+        list(entries)
+
+
 def test_threads_read_at_once(home):
     """Many threads that read the same and other files of two ModelKits of one store get each the right bytes."""
     with kitfs.open("myllm:3.1.4", home=home) as tar, kitfs.open("myllm:3.1.4-gzip", home=home) as gzip:

@@ -8,6 +8,7 @@ from importlib.resources.abc import Traversable
 import pytest
 
 import kitfs
+from kitfs.api.path import LISTED_MAX
 
 MODEL = "model/model-00001-of-00002.safetensors"
 
@@ -62,13 +63,13 @@ def test_what_is_wrong_is_an_error_of_pythons_too(kit):
         (kit / "nope").open()
     assert caught.value.errno == errno.ENOENT and caught.value.filename == "nope"
     assert isinstance(caught.value, kitfs.KitfsError) and "myllm:3.1.4" in str(caught.value)
-    for call, number in [
-        ((kit / "model").read_bytes, errno.EISDIR),
-        ((kit / "README.md").iterdir().__next__, errno.ENOTDIR),
-        (lambda: (kit / "README.md").open("w"), errno.EROFS),
-        (lambda: (kit / "README.md").open("r+b"), errno.EROFS),
+    for call, number, kind in [
+        ((kit / "model").read_bytes, errno.EISDIR, IsADirectoryError),
+        ((kit / "README.md").iterdir().__next__, errno.ENOTDIR, NotADirectoryError),
+        (lambda: (kit / "README.md").open("w"), errno.EROFS, OSError),
+        (lambda: (kit / "README.md").open("r+b"), errno.EROFS, OSError),
     ]:
-        with pytest.raises(OSError) as refused:
+        with pytest.raises(kind) as refused:
             call()
         assert refused.value.errno == number and isinstance(refused.value, kitfs.KitfsError)
     for call in (lambda: (kit / "nope").size, (kit / "nope").iterdir().__next__, (kit / "nope").read_text):
@@ -90,3 +91,11 @@ def test_model_is_found_wherever_it_lies(home):
         assert len(list(kit.files().iter_files())) == len(set(kit.files().iter_files())) > 1
     with kitfs.open("empty:0", home=home) as kit:
         assert kit.model is None and [path.name for path in kit.files().iterdir()] == ["Kitfile"]
+
+
+def test_large_directory_is_listed_once(import_kits, make_layout):
+    """A directory of more entries than are looked at in one go has each of them once, in the layer's order."""
+    files = {f"{number:05}": b"" for number in range(2 * LISTED_MAX + 1)}
+    home = import_kits(make_layout("many", "none", files), "--copy", "--as", "many")
+    with kitfs.open("many:1", home=home) as kit:
+        assert [path.name for path in (kit / "weights").iterdir()] == list(files)

@@ -16,13 +16,15 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kitfs
-from kitfs import client, mounting, mountinfo
+from kitfs import client, mountinfo, mounting
 from kitfs.calls import MountState
 from kitfs.control import DaemonUnreachable, socket_path
 from kitfs.digest import Digest
@@ -282,6 +284,77 @@ def as_nobody(machine, layout, open_device):
     yield machine
     machine.close()
     subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+MAKE_KIT = textwrap.dedent("""
+    import pathlib, sys
+    top = pathlib.Path(sys.argv[1])
+    for name in ("model", "data/sub", "docs"):
+        (top / name).mkdir(parents=True)
+    (top / "Kitfile").write_text(
+        'manifestVersion: 1.0.0\\npackage: {name: t}\\nmodel: {name: m, path: model}\\n'
+        'datasets: [{name: d, path: data}]\\ndocs: [{path: docs}]\\n')
+    (top / "model/weights.bin").write_bytes(bytes(range(256)) * 4096)
+    (top / "model/private.bin").write_bytes(b"private")
+    (top / "model/private.bin").chmod(0o600)
+    (top / "data/a.txt").write_text("a\\n")
+    (top / "data/sub/b.txt").write_text("b\\n")
+    (top / "data/run.sh").write_text("#!/bin/sh\\necho runs\\n")
+    (top / "data/run.sh").chmod(0o755)
+    (top / "docs/README.md").write_text("read me\\n")
+    """)
+
+LIST = textwrap.dedent("""
+    import pathlib, sys
+    top = pathlib.Path(sys.argv[1])
+    for path in sorted(top.rglob("*")):
+        if ".kitfs" not in path.parts and not path.is_symlink():
+            print(path.relative_to(top), path.read_bytes()[:2000].hex() if path.is_file() else "/")
+    """)
+
+
+class Writer:
+    """The command line of root or of a user; ``kit:1`` is a ModelKit with a model, a dataset and docs."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        machine.python(MAKE_KIT, machine.folder / "src")
+        machine.run("pack", machine.folder / "src", "-t", "kit:1")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.machine, name)
+
+    def place(self, name: str = "mnt") -> Path:
+        """A directory of the user's."""
+        place = self.machine.folder / name
+        self.machine.python("import os, sys; os.makedirs(sys.argv[1], exist_ok=True)", place)
+        return place
+
+    def mount_writable(self, *options: object, name: str = "mnt", reference: str = "kit:1") -> Path:
+        """Mount writable, and the mount point."""
+        place = self.place(name)
+        self.machine.run("mount", reference, place, "--writable", *options)
+        return place
+
+    def listing(self, place: Path) -> str:
+        """What lies below a directory, with its bytes."""
+        return self.machine.python(LIST, place)
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a file."""
+        self.machine.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", path, text)
+
+
+@pytest.fixture(params=["root", "user"])
+def writer(request: pytest.FixtureRequest, machine: Machine) -> Writer:
+    """Who mounts writable: root with the kernel's overlayfs, and a user with fuse-overlayfs."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if request.param == "user":
+        if shutil.which("fuse-overlayfs") is None:
+            pytest.skip("fuse-overlayfs is absent")
+        machine = request.getfixturevalue("as_nobody")
+    return Writer(machine)
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """Writable mounts, by the kernel's overlayfs as root and by fuse-overlayfs as a user without privilege."""
 
-import json
 import os
 import shutil
 import textwrap
-from pathlib import Path
 
 import pytest
 
