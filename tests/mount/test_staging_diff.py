@@ -1,30 +1,12 @@
 """``kitfs diff DIR``: what was changed over a ModelKit, as root and as a user without privilege."""
 
 import json
-import os
-import shutil
 import textwrap
 from pathlib import Path
 
 import pytest
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
-
-MAKE_KIT = textwrap.dedent("""
-    import pathlib, sys
-    top = pathlib.Path(sys.argv[1])
-    for name in ("model", "data/sub", "docs"):
-        (top / name).mkdir(parents=True)
-    (top / "Kitfile").write_text(
-        'manifestVersion: 1.0.0\\npackage: {name: t}\\nmodel: {name: m, path: model}\\n'
-        'datasets: [{name: d, path: data}]\\ndocs: [{path: docs}]\\n')
-    (top / "model/weights.bin").write_bytes(bytes(range(256)) * 4096)
-    (top / "model/private.bin").write_bytes(b"private")
-    (top / "model/private.bin").chmod(0o600)
-    (top / "data/a.txt").write_text("a\\n")
-    (top / "data/sub/b.txt").write_text("b\\n")
-    (top / "docs/README.md").write_text("read me\\n")
-    """)
 
 TOUCH = textwrap.dedent("""
     import os, pathlib, sys
@@ -67,21 +49,12 @@ LINES = [
 ]
 
 
-@pytest.fixture(params=["root", "user"])
-def staged(request, machine):
-    """The machine, used by root or by a user; ``kit:1`` is mounted writable at ``mnt``, staged in ``work``."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if request.param == "user":
-        if shutil.which("fuse-overlayfs") is None:
-            pytest.skip("fuse-overlayfs is absent")
-        machine = request.getfixturevalue("as_nobody")
-    machine.python(MAKE_KIT, machine.folder / "src")
-    machine.run("pack", machine.folder / "src", "-t", "kit:1")
-    machine.python("import os, sys; os.mkdir(sys.argv[1])", machine.folder / "mnt")
-    machine.run("mount", "kit:1", machine.folder / "mnt", "--writable", "--staging", machine.folder / "work")
-    yield machine
-    machine.run("umount", machine.folder / "mnt")
+@pytest.fixture
+def staged(writer):
+    """``kit:1`` is mounted writable at ``mnt``, staged in ``work``."""
+    writer.mount_writable("--staging", writer.folder / "work")
+    yield writer
+    writer.run("umount", writer.folder / "mnt")
 
 
 def test_what_was_changed_is_listed(staged):
@@ -94,7 +67,7 @@ def test_what_was_changed_is_listed(staged):
     assert staged.run("diff", work, "-q").stdout.splitlines() == [line[2:] for line in LINES]
     staged.run("umount", place)
     assert staged.run("diff", work).stdout.splitlines() == LINES
-    staged.run("mount", "kit:1", place, "--writable", "--staging", work)
+    staged.mount_writable("--staging", work)
     assert staged.run("diff", place).stdout.splitlines() == LINES
 
 
