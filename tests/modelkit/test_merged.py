@@ -1,7 +1,9 @@
 """A parent with an upper directory over it: what a child would hold. ``tests/mount`` compares it with live overlays."""
 
 import os
+import shutil
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -330,6 +332,27 @@ def test_paths_are_as_long_as_in_a_layer(upper):
     os.close(fd)
     with pytest.raises(UpperMalformed, match="more than 4096 bytes"):
         merge(upper)
+
+
+def test_an_upper_directory_that_is_being_written_to(upper):
+    """What comes and goes meanwhile is there or not: neither is an error."""
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            for number in range(20):
+                put(upper, f"{number}/in/file")
+            for number in range(20):
+                shutil.rmtree(upper / str(number))
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert set(ALL) <= set(listed(merge(upper)))
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_an_upper_directory_that_is_gone(tmp_path):

@@ -128,7 +128,10 @@ class OverlayWorld:
             above = pending.pop()
             for name in os.listdir(self.place(above)):
                 path = above + b"/" + name if above else name
-                mode = os.lstat(self.place(path)).st_mode
+                try:
+                    mode = os.lstat(self.place(path)).st_mode
+                except FileNotFoundError:  # a whiteout where nothing lies below it is listed, and that is all
+                    continue
                 data = b""
                 if stat.S_ISDIR(mode):
                     pending.append(path)
@@ -261,6 +264,36 @@ class OverlayWorld:
         assert set(changes) == set(expect(self.before, after))
         assert len(changes) == len(set(changes))
         assert merged.is_current()
+
+
+def make_up(world: OverlayWorld) -> None:
+    """Fill an upper directory with marks at random, among them many that no overlay would leave."""
+    random, paths = world.random, [path for path, _ in world.tree.iter_paths()]
+    directories = [b""]
+    for _ in range(random.randrange(2, 12)):
+        above = random.choice(directories)
+        path = os.path.join(above, random.choice([b"x", b"y", b"z", *NAMES]))
+        place = os.path.join(os.fsencode(world.upper), path)
+        target = random.choice(paths)
+        redirect = b"/" + target if random.random() < 0.7 else target.rpartition(b"/")[2]
+        with suppress(FileExistsError):
+            match random.choice(["directory", "directory", "opaque", "redirect", "file", "metacopy", "whiteout"]):
+                case "file":
+                    Path(os.fsdecode(place)).open("xb").close()
+                case "whiteout":
+                    os.mknod(place, stat.S_IFCHR | 0o600, 0)
+                case "metacopy":
+                    node = world.tree.get_path(target)
+                    with open(place, "xb") as file:
+                        file.truncate(node.size)
+                    os.setxattr(place, "trusted.overlay.metacopy", b"")
+                    os.setxattr(place, "trusted.overlay.redirect", redirect)
+                case kind:
+                    os.mkdir(place)
+                    directories.append(path)
+                    if kind != "directory":
+                        mark, value = ("redirect", redirect) if kind == "redirect" else ("opaque", b"y")
+                        os.setxattr(place, f"trusted.overlay.{mark}", value)
 
 
 def iter_entries(merged: MergedTree) -> Iterator[MergedEntry]:
