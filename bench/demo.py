@@ -1,4 +1,4 @@
-"""``./dev demo``: a ModelKit is made, packed, mounted, looked at and unmounted; nothing is left behind.
+"""``./dev demo``: a ModelKit is made, packed, mounted and read, changed and committed; nothing is left behind.
 
 Every line after ``$`` is a command that a person could type; what follows it is what it printed.
 """
@@ -15,6 +15,7 @@ from bench.kits import make_example
 from bench.world import KITFS, World, make_world
 
 REFERENCE = "tiny-sentiment:0.1.0"
+CHILD = "tiny-sentiment:0.1.1"
 
 READ_TENSOR = """\
 import safetensors
@@ -28,6 +29,7 @@ What to try next:
   kitfs import LAYOUT                    bring in an OCI layout (folder or tar), or kit's local storage
   kitfs mount myllm:3.1.4 /mnt/model     a kit that `kit` has pulled is found by itself (KITOPS_HOME)
   kitfs mount --all /mnt/all             the whole store as /repository/tag/…
+  kitfs commit ./work myllm:3.1.5        any folder with a Kitfile, too
   ./dev bench read                       how fast a mount is read, here
   ./dev test                             lint, types and all tests"""
 
@@ -62,7 +64,23 @@ def demonstrate(world: World) -> None:
     show(world, "sha256sum", "tiny-sentiment/weights/model.safetensors", "mnt/model")
     show(world, "kitfs", "ps")
     show(world, "kitfs", "umount", "mnt")
+    change(world)
     show(world, "kitfs", "daemon", "stop")
+
+
+def change(world: World) -> None:
+    """A change in a writable mount becomes a ModelKit of its own.
+
+    Raises:
+        subprocess.CalledProcessError: when a command fails.
+    """
+    show(world, "kitfs", "mount", REFERENCE, "mnt", "--writable")
+    show(world, "sh", "-c", "echo Tried on 40 000 reviews. >> mnt/README.md")
+    show(world, "kitfs", "diff", "mnt")
+    show(world, "kitfs", "commit", "mnt", CHILD, "-m", "say what it was tried on")
+    show(world, "kitfs", "log", CHILD)
+    show(world, "kitfs", "umount", "mnt")
+    show(world, "kitfs", "du")
 
 
 def main() -> int:

@@ -143,7 +143,23 @@ class ReferenceThenDirectory(References):
             yield from super().iter_items(ctx, param, incomplete)
 
 
+class StagingDirectories(Completed):
+    """Staging directories of the store by the names that ``kitfs staging list`` shows, and directories."""
+
+    def iter_items(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Iterator[CompletionItem[Any]]:
+        """Both; nothing is looked at but the store's own list."""
+        from kitfs.store.staging import iter_registrations
+
+        settings = ctx.ensure_object(Settings)
+        if settings.home.exists():
+            with settings.open_store(create=False) as store:
+                names = [path.stem for path, _ in iter_registrations(store.layout)]
+            yield from map(CompletionItem, names)
+        yield CompletionItem("", type="dir")
+
+
 ARGUMENTS: dict[tuple[str, str], Completed] = {
+    ("commit", "reference"): References(),
     ("diff", "modelkit1"): ReferencesOrDirectory(),
     ("diff", "modelkit2"): References(),
     ("du", "references"): References(),
@@ -155,6 +171,7 @@ ARGUMENTS: dict[tuple[str, str], Completed] = {
     ("mount", "words"): ReferenceThenDirectory(),
     ("prefetch", "what"): ReferencesOrMounts(),
     ("remove", "reference"): References(),
+    ("staging", "names"): StagingDirectories(),
     ("tag", "source"): References(),
     ("tag", "target"): References(),
     ("umount", "what"): Mounts(),

@@ -165,13 +165,17 @@ def prepare(settings: Settings, call: PrepareCall) -> Preparation:
 
     if call.manifests:
         return client.ensure_daemon(settings.home, settings.socket).prepare(call)
-    if os.access(settings.kitops_home, os.R_OK | os.X_OK):
-        call.kitops_home = str(settings.kitops_home)
+    call.kitops_home = _find_kit_storage(settings)
     with contextlib.suppress(client.ImportDue, DaemonUnreachable):
         return client.Client(socket_path(settings.home, settings.socket)).prepare(call)
     look_for(settings, call)
     call.kitops_home = ""
     return client.ensure_daemon(settings.home, settings.socket).prepare(call)
+
+
+def _find_kit_storage(settings: Settings) -> str:
+    """Where kit keeps its ModelKits, when it may be looked into, else empty."""
+    return str(settings.kitops_home) if os.access(settings.kitops_home, os.R_OK | os.X_OK) else ""
 
 
 def look_for(settings: Settings, call: PrepareCall) -> None:
@@ -187,7 +191,7 @@ def look_for(settings: Settings, call: PrepareCall) -> None:
         if not call.reference:
             return
         reference = parse_reference(call.reference)
-        if call.kitops_home:
+        if _find_kit_storage(settings):
             refresh_from_kit(settings, store, reference)
         resolve(store, reference)
 

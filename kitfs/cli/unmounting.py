@@ -34,9 +34,9 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
     failure: KitfsError | None = None
     overlays = find_overlays()
     found = [] if what and overlay.clear_dead_overlay(Path(what)) else _find_mounts(what, states, overlays)
-    for mounted in found:
+    for mounted, above in found:
         try:
-            unmount(daemon, states, mounted, overlays, lazy=lazy)
+            unmount(daemon, states, mounted, above, lazy=lazy)
         except KitfsError as error:
             failure = failure or error
     overlay.sweep_lowers(overlay.lower_folder(settings.home))
@@ -44,14 +44,22 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
         raise failure
 
 
-def _find_mounts(what: str | None, states: list[MountState], overlays: list[Overlay]) -> list[KitfsMount]:
-    """The mounts that ``what`` names, the topmost first; None and a reference mean those of this store's daemon."""
+def _find_mounts(
+    what: str | None, states: list[MountState], overlays: list[Overlay]
+) -> list[tuple[KitfsMount, list[Overlay]]]:
+    """The mounts that ``what`` names, the topmost first, and the overlays over each that go with it.
+
+    None and a reference mean those of this store's daemon, and all overlays over them.
+    """
     from kitfs import mounting
+    from kitfs.mountinfo import find_at
     from kitfs.oci.reference import parse_reference
 
-    if what is not None and (mounted := find_mount(Path(what), overlays)):
-        return [mounted]
     if what is not None:
+        above = find_at(Path(what), ((overlay.mount.mountpoint, overlay) for overlay in overlays))
+        mounted = mounting.find_mount(Path(what) if above is None else above.lower)
+        if mounted is not None:
+            return [(mounted, [] if above is None else [above])]
         names = {what}
         with contextlib.suppress(KitfsError):
             names.add(parse_reference(what).display)
@@ -59,16 +67,7 @@ def _find_mounts(what: str | None, states: list[MountState], overlays: list[Over
     found = _mounts_of(states)
     if what is not None and not found:
         raise mounting.MountNotFound(what)
-    return found
-
-
-def find_mount(path: Path, overlays: list[Overlay]) -> KitfsMount | None:
-    """The mount of kitfs at a path, or below the overlay there."""
-    from kitfs import mounting
-    from kitfs.mountinfo import find_at
-
-    overlay = find_at(path, ((overlay.mount.mountpoint, overlay) for overlay in overlays))
-    return mounting.find_mount(path if overlay is None else overlay.lower)
+    return [(mounted, [one for one in overlays if one.lower == mounted.mountpoint]) for mounted in found]
 
 
 def _mounts_of(states: list[MountState]) -> list[KitfsMount]:
@@ -90,27 +89,30 @@ def _mounts_of(states: list[MountState]) -> list[KitfsMount]:
 
 
 def unmount(
-    daemon: Client | None, states: list[MountState], mounted: KitfsMount, overlays: list[Overlay], *, lazy: bool
+    daemon: Client | None, states: list[MountState], mounted: KitfsMount, above: list[Overlay], *, lazy: bool
 ) -> None:
-    """Unmount one mount with the overlays over it; returns when the daemon has let go of it.
+    """Unmount overlays, then the mount that they lie over, unless others do too; returns when the daemon has let go.
 
     Raises:
         MountBusy: when it is in use; it is mounted as before then.
         MountFailed: when it can not be unmounted for another reason.
     """
     from kitfs import mounting, overlay
+    from kitfs.mountinfo import find_overlays
 
-    above = [one for one in overlays if one.lower == mounted.mountpoint]
+    others = [one for one in mounting.find_mounts() if one.device == mounted.device and one != mounted]
     for one in reversed(above):
         overlay.unmount_overlay(one, lazy=lazy)
-    if above or overlay.is_lower(mounted.mountpoint):
+    if any(one.lower == mounted.mountpoint for one in find_overlays()):
+        return
+    if overlay.is_lower(mounted.mountpoint):
         overlay.drop_lower(mounted.mountpoint)
     else:
         mounting.unmount(mounted.mountpoint, lazy=lazy)
     for state in states:
         if state.device == mounted.device and state.is_writable:
             overlay.clear_dead_overlay(Path(state.mountpoint))
-    if daemon is None or lazy or mounted.device in {other.device for other in mounting.find_mounts()}:
+    if daemon is None or lazy or set(others) & set(mounting.find_mounts()):
         return
     for state in states:
         if state.device == mounted.device:

@@ -129,7 +129,7 @@ def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Stag
         record = next(stagings.iter_mounts(staging))
         daemon = client.find_daemon(settings.home, settings.socket)
         states = daemon.list_mounts() if daemon else []
-        below = unmounting.find_mount(found[0].mount.mountpoint, found)
+        below = mounting.find_mount(found[0].lower)
         if below is None:
             raise StagingMounted(staging.path, str(found[0].mount.mountpoint))
         unmounting.unmount(daemon, states, below, found, lazy=False)

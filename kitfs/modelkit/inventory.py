@@ -1,7 +1,8 @@
 """Which of a store's blobs are ModelKits, and what those say of the others; told by the files alone.
 
 Used by ``rebuild``. Small blobs that begin as JSON objects do are read and hashed; those that parse as the manifest of
-a ModelKit are one: named by a tag or a session, or untagged and with all the blobs they name. Changes nothing.
+a ModelKit are one: named by a tag, a session or a staging directory, or else with all the blobs they name. Changes
+nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from kitfs.store import stored
 from kitfs.store.layout import Layout
 from kitfs.store.rebuild_facts import LoggedTags
 from kitfs.store.sessions import SessionRecord
+from kitfs.store.staging import Registration
 from kitfs.store.stored import Reading, StoredFile
 
 _HEAD_SIZE = 256
@@ -30,7 +32,7 @@ class Inventory:
     Attributes:
         files: All blobs.
         readings: What hashing those told that can be manifests.
-        manifests: ModelKits, those of tags and sessions first.
+        manifests: ModelKits, those that somebody needs first.
         kinds: The kinds of layer that a blob is said to be; each is indexed differently.
         media_types: What a blob is called, in order of appearance.
         origins: Where a blob came from, where a tag tells.
@@ -52,9 +54,15 @@ class Inventory:
 
 
 def take_inventory(
-    layout: Layout, logged: LoggedTags, sessions: Iterable[SessionRecord], progress: Progress
+    layout: Layout, logged: LoggedTags, needed_by: Iterable[SessionRecord | Registration], progress: Progress
 ) -> Inventory:
     """Look at all blobs, and read the small ones.
+
+    Args:
+        layout: The store.
+        logged: Its tags.
+        needed_by: Sessions and staging directories.
+        progress: Is told of what is read.
 
     Raises:
         StoreWriteFailed: when a folder can not be read.
@@ -62,7 +70,7 @@ def take_inventory(
     inventory = Inventory({file.digest: file for file in stored.iter_blobs(layout)})
     parsed = _read_small(layout, inventory, progress)
     wanted = dict.fromkeys(record.manifest for record in logged.tags.values())
-    wanted |= dict.fromkeys(Digest.parse(text) for session in sessions for text in session.manifests)
+    wanted |= dict.fromkeys(Digest.parse(text) for one in needed_by for text in one.manifests)
     for digest in (*logged.origins, *wanted, *parsed):  # blobs of several are the first one's
         manifest = parsed.pop(digest, None)
         if manifest is None:

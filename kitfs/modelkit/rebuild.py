@@ -29,7 +29,7 @@ from kitfs.modelkit.inventory import Inventory, take_inventory
 from kitfs.modelkit.sessions import inode_need
 from kitfs.oci.mediatype import Compression, LayerFormat, LayerType
 from kitfs.progress import Progress, Step
-from kitfs.store import index_swap, rebuild_facts, salvage, sessions, stored
+from kitfs.store import index_swap, rebuild_facts, salvage, sessions, staging, stored
 from kitfs.store.findings import Finding, FsckReport, Weight
 from kitfs.store.fsck import check
 from kitfs.store.index import Index, open_index
@@ -122,7 +122,8 @@ class _Rebuild:
         if logged.problem:
             self.repaired.append(Finding("corrupt-tags-log", "tags.log", logged.problem, Weight.REPAIRABLE))
         records = [record for record, _ in sessions.iter_sessions(self._layout)]
-        inventory = take_inventory(self._layout, logged, records, self._progress)
+        kept = [record for _, record in staging.iter_registrations(self._layout) if record is not None]
+        inventory = take_inventory(self._layout, logged, [*records, *kept], self._progress)
         self.names = {str(digest) for digest in inventory.files}
         self._put_blobs(inventory)
         self._put_members()

@@ -5,6 +5,7 @@ Used by ``kitfs staging``. Reads registrations and records, looks at the sizes o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +23,7 @@ class Listed(NamedTuple):
 
     Attributes:
         name: Its name in ``staging/`` of the store.
-        path: Where it lies; empty when its registration can not be read.
+        path: Where it lies.
         reference: What it was made over.
         parent: ``sha256:…`` of that.
         mountpoint: Where it is mounted, or None.
@@ -46,12 +47,13 @@ def list_staging(layout: Layout) -> list[Listed]:
         OSError: when the folder can not be listed.
         StoreWriteFailed: when it can not be found out whether one is mounted.
     """
-    return [_look(path.stem, registration) for path, registration in iter_registrations(layout)]
+    return [_look(path.with_suffix(""), registration) for path, registration in iter_registrations(layout)]
 
 
-def _look(name: str, registration: Registration | None) -> Listed:
+def _look(place: Path, registration: Registration | None) -> Listed:
+    name = place.name
     if registration is None:
-        return Listed(name, Path(), "", "", None, None, "its registration can not be read")
+        return Listed(name, Path(os.path.realpath(place)), "", "", None, None, "its registration can not be read")
     path = Path(registration.path)
     try:
         staging = open_staging(path)

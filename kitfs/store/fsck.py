@@ -320,17 +320,21 @@ def find_unknown_files(view: View) -> Iterator[Finding]:
 
 
 def find_leftovers(view: View) -> Iterator[Finding]:
-    """Ingests, leases and sessions that nobody holds, and sessions that can not be read."""
+    """Ingests, leases and sessions that nobody holds, staging directories that are gone, and what can not be read."""
     notes = read_notes(view.layout)
     for what, paths in (
         ("ingest", notes.ingests_dead),
         ("lease", notes.leases_dead),
         ("session", notes.sessions_dead),
+        ("entry of staging", notes.staging_gone),
     ):
         for path in paths:
             yield Finding("leftover", path.name, f"an {what} that nobody holds; gc removes it", Weight.NOTE)
     for path in notes.sessions_unreadable:
         yield Finding("unreadable-session", path.stem, "its file can not be read", Weight.LOST)
+    for path in notes.staging_unreadable:
+        detail = "its registration can not be read; mounting it makes that anew, kitfs staging remove forgets it"
+        yield Finding("unreadable-staging", path.stem, detail, Weight.LOST)
 
 
 CHECKS: tuple[Callable[[View], Iterator[Finding]], ...] = (

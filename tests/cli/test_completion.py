@@ -15,6 +15,10 @@ import pytest
 
 from kitfs.cli.completing import ARGUMENTS
 from kitfs.cli.main import VERBS, cli
+from kitfs.modelkit.resolve import resolve
+from kitfs.modelkit.staging import create_staging
+from kitfs.oci.reference import parse_reference
+from kitfs.store.store import Store
 
 GZIP = "sha256:54a4c05214183b267e3b0579af3796ea3f41d88554315a8bbe7757808ae8aba8"
 START = "from kitfs.cli.main import main; main()"
@@ -76,6 +80,9 @@ def bash(filled: object, tmp_path: Path) -> Iterator[Bash]:
 def test_bash_completes(bash: Bash, tmp_path: Path):
     """Verbs, options, choices, references with their colons and at signs, and directories are completed in bash."""
     (tmp_path / "here it is").mkdir()
+    with Store.open(tmp_path / "home") as store:
+        kit = resolve(store, parse_reference("myllm"))
+        create_staging(store, tmp_path / "home/staging/draft", kit, overlay="overlay", uid=0, gid=0)
     lines = {
         "kitfs insp": "kitfs inspect ",
         "kitfs list --filt": "kitfs list --filter ",
@@ -91,6 +98,9 @@ def test_bash_completes(bash: Bash, tmp_path: Path):
         "kitfs -q remove empty": "kitfs -q remove empty:0 ",
         "kitfs mount whole:dot here": "kitfs mount whole:dot here\\ it\\ is/",
         "kitfs info nothing": "kitfs info nothing",
+        "kitfs log whole:d": "kitfs log whole:dot ",
+        "kitfs staging remove dr": "kitfs staging remove draft ",
+        "kitfs staging remove he": "kitfs staging remove here\\ it\\ is/",
         f"kitfs --home {tmp_path}/absent info my": f"kitfs --home {tmp_path}/absent info my",
     }
     assert {line: bash.complete(line) for line in lines} == lines

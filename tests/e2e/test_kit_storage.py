@@ -22,6 +22,14 @@ def test_mount_straight_from_kits_storage(kitfs, kitops_home):
     assert kitfs.run("list", "-q").stdout != ""
 
 
+@pytest.mark.root
+def test_mount_writable_straight_from_kits_storage(kitfs, kitops_home):
+    """A writable mount, too, finds what kit has in a store that is new."""
+    directory = kitfs.mount("myllm:3.1.4", "--writable")
+    (directory / "model/config.json").write_text("{}")
+    assert kitfs.run("diff", directory).stdout == "M model/config.json\n"
+
+
 def test_a_parent_comes_along(kitfs, kitops_home):
     """A kit whose model is a reference brings its parent in from the same storage."""
     directory = kitfs.mount("registry.example.com:8080/acme/team_a/tuned:1")
