@@ -35,6 +35,15 @@ CHANGE = textwrap.dedent("""
     (top / "link").symlink_to("data")
     """)
 
+REMOVE_CONTENT = textwrap.dedent("""
+    import os, pathlib, sys
+    size = os.stat(sys.argv[2]).st_size
+    for path in pathlib.Path(sys.argv[1]).rglob("*"):
+        if path.is_file() and size <= path.stat().st_size < 2 * size and path.suffix != ".mdb":
+            path.unlink()
+            print(path)
+    """)
+
 LINES = [
     "D data/a.txt",
     "A data/a.txt/",
@@ -108,3 +117,12 @@ def test_other_directories_and_stores(staged, tmp_path: Path):
     assert "is no staging directory" in staged.run("diff", staged.folder / "mnt" / "data", status=3).stderr
     done = staged.run("--home", tmp_path / "other", "diff", staged.folder / "work", status=2)
     assert "belongs to the store" in done.stderr and f"--home {staged.home}" in done.stderr
+
+
+def test_unchanged_files_are_not_read(staged):
+    """What was not touched may be gone from the store: nothing asks for it."""
+    place = staged.folder / "mnt"
+    staged.write(place / "docs/README.md", "other\n")
+    removed = staged.python(REMOVE_CONTENT, staged.home, place / "model/weights.bin").split()
+    assert removed
+    assert staged.run("diff", place).stdout == "M docs/README.md\n"
