@@ -1,9 +1,7 @@
 """A parent with an upper directory over it: what a child would hold. ``tests/mount`` compares it with live overlays."""
 
 import os
-import shutil
 import stat
-import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from kitfs.store.records import TocMember
 
 FILES = {"data/a": b"aa", "data/b": b"b", "data/sub/c": b"ccc", "docs/d": b"d", "top": b"top"}
 MODES = {"data/a": 0o600, "data/b": 0o755}
-NOBODY = 65534
 
 
 def tree_of(files: dict[str, bytes]) -> Tree:
@@ -31,18 +28,6 @@ def tree_of(files: dict[str, bytes]) -> Tree:
     tree.add(Outline.of([TocMember(b".kitfs/id", 0, 0o644, 2, 0)]), None, inline=[b"id"])
     tree.add(Outline.of([TocMember(b"model", 0, 0o777, 4, 0)]), None, inline=[b"data"], is_link=True)
     return tree
-
-
-@pytest.fixture
-def upper(tmp_path: Path) -> Path:
-    """An upper directory; the file system keeps ``user.`` xattrs."""
-    path = tmp_path / "upper"
-    path.mkdir()
-    try:
-        os.setxattr(path, "user.probe", b"")
-    except OSError:
-        pytest.skip("no user xattrs here")
-    return path
 
 
 def put(upper: Path, path: str, data: bytes = b"new", mode: int = 0o644) -> Path:
@@ -309,75 +294,6 @@ def test_a_snapshot_knows_that_it_is_old(upper):
         assert merged.is_current()
         change()
         assert not merged.is_current()
-
-
-def test_directories_inside_each_other(upper):
-    """200 at most."""
-    deep = upper
-    for _ in range(201):
-        deep = deep / "d"
-        deep.mkdir()
-    with pytest.raises(UpperMalformed, match="more than 200 directories"):
-        merge(upper)
-
-
-def test_paths_are_as_long_as_in_a_layer(upper):
-    """4096 bytes at most."""
-    fd = os.open(upper, os.O_RDONLY)
-    for _ in range(17):
-        os.mkdir("n" * 250, dir_fd=fd)
-        inner = os.open("n" * 250, os.O_RDONLY, dir_fd=fd)
-        os.close(fd)
-        fd = inner
-    os.close(fd)
-    with pytest.raises(UpperMalformed, match="more than 4096 bytes"):
-        merge(upper)
-
-
-def test_an_upper_directory_that_is_being_written_to(upper):
-    """What comes and goes meanwhile is there or not: neither is an error."""
-    stop = threading.Event()
-
-    def churn():
-        while not stop.is_set():
-            for number in range(20):
-                put(upper, f"{number}/in/file")
-            for number in range(20):
-                shutil.rmtree(upper / str(number))
-
-    thread = threading.Thread(target=churn)
-    thread.start()
-    try:
-        for _ in range(200):
-            assert set(ALL) <= set(listed(merge(upper)))
-    finally:
-        stop.set()
-        thread.join()
-
-
-def test_an_upper_directory_that_is_gone(tmp_path):
-    """It is a named error."""
-    with pytest.raises(UpperUnreadable, match="not there"):
-        merge(tmp_path / "gone")
-
-
-@pytest.mark.root
-def test_the_kernels_marks_are_not_taken_for_absent(upper):
-    """A user without privilege sees no ``trusted.`` xattr: nothing may be concluded then."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            fd = os.open(upper, os.O_RDONLY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            merge(Path(f"/proc/self/fd/{fd}"), overlay="overlay")
-        except UpperUnreadable:
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_only_what_was_touched_is_read(upper):
