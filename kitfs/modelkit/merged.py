@@ -128,10 +128,15 @@ class MergedTree:
         place = self._find_place(path)
         if place is None:
             raise NodeNotFound(path)
-        for name in self.names(place):
-            found = self.look_up(place, path, name)
+        uppers = place.upper.children if place.upper is not None else {}
+        lowers = {node.name: node for node in self._iter_lower(place)}
+        for name in sorted(uppers.keys() | lowers.keys()):
+            found = self._merge(place, path, name, uppers.get(name), lowers.get(name))
             if found is not None:
                 yield found[0]
+
+    def _iter_lower(self, place: Place) -> Iterator[Node]:
+        return self.tree.iter_children(place.lower.number) if place.lower is not None else iter(())
 
     def open_upper(self, entry: MergedEntry) -> AbstractContextManager[tuple[int, os.stat_result]]:
         """The descriptor and status of a file whose bytes are in the upper directory.
@@ -145,10 +150,8 @@ class MergedTree:
 
     def names(self, place: Place) -> list[bytes]:
         """Names that a merged directory may hold, hidden ones among them, in byte order."""
-        names = set(place.upper.children) if place.upper else set()
-        if place.lower is not None:
-            names.update(node.name for node in self.tree.iter_children(place.lower.number))
-        return sorted(names)
+        uppers = place.upper.children if place.upper is not None else {}
+        return sorted(uppers.keys() | {node.name for node in self._iter_lower(place)})
 
     def _find_place(self, path: bytes) -> Place | None:
         place: Place | None = self.root
@@ -161,15 +164,20 @@ class MergedTree:
 
     def look_up(self, place: Place, above: bytes, name: bytes) -> Found | None:
         """What a merged directory holds under a name."""
-        upper = place.upper.children.get(name) if place.upper else None
-        lower = self.tree.find_child(place.lower.number, name) if place.lower else None
+        upper = place.upper.children.get(name) if place.upper is not None else None
+        lower = self.tree.find_child(place.lower.number, name) if place.lower is not None else None
+        return self._merge(place, above, name, upper, lower)
+
+    def _merge(
+        self, place: Place, above: bytes, name: bytes, upper: UpperEntry | None, lower: Node | None
+    ) -> Found | None:
         path = join(above, name)
         if path == META:
             return None
         if lower is not None and lower.kind is NodeKind.SYMLINK:
             lower = None
         if upper is None:
-            return self._unchanged(path, lower) if lower else None
+            return self._unchanged(path, lower) if lower is not None else None
         if upper.kind is UpperKind.DIRECTORY:
             return self._directory(path, upper, place, lower)
         return (self._file(path, upper, place, lower), None) if upper.kind is UpperKind.FILE else None

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -216,3 +217,15 @@ def _make_layer():
 def silent() -> NoProgress:
     """Progress that says nothing."""
     return NoProgress()
+
+
+@pytest.fixture
+def upper(tmp_path: Path) -> Path:
+    """An upper directory; the file system keeps ``user.`` xattrs."""
+    path = tmp_path / "upper"
+    path.mkdir()
+    try:
+        os.setxattr(path, "user.probe", b"")
+    except OSError:
+        pytest.skip("no user xattrs here")
+    return path

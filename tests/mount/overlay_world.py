@@ -63,6 +63,8 @@ def make_tree(random: random.Random) -> tuple[Tree, dict[bytes, Seen]]:
 class OverlayWorld:
     """One overlay; ``log`` has what was done to it."""
 
+    find_digest = None
+
     def __init__(self, folder: Path, seed: int, kind: str, options: str) -> None:
         """Make the lower layer.
 
@@ -102,6 +104,20 @@ class OverlayWorld:
         finally:
             subprocess.run(undo, check=True)
 
+    def read(self, merged: MergedTree, entry: MergedEntry) -> bytes:
+        if entry.kind is MemberKind.DIRECTORY:
+            return b""
+        assert (entry.node is None) == (entry.upper is not None)
+        if entry.node is not None:
+            return self.bytes_of(entry.node)
+        with merged.open_upper(entry) as (fd, status):
+            assert status.st_size == entry.size
+            return os.read(fd, 1 << 20)
+
+    def bytes_of(self, node: Node) -> bytes:
+        assert isinstance(node.content, InlineContent)
+        return node.content.data
+
     def merge(self) -> MergedTree:
         return MergedTree(self.tree, self.upper, shown=Modes.WRITABLE, overlay=self.kind)
 
@@ -112,7 +128,10 @@ class OverlayWorld:
             above = pending.pop()
             for name in os.listdir(self.place(above)):
                 path = above + b"/" + name if above else name
-                mode = os.lstat(self.place(path)).st_mode
+                try:
+                    mode = os.lstat(self.place(path)).st_mode
+                except FileNotFoundError:  # a whiteout where nothing lies below it is listed, and that is all
+                    continue
                 data = b""
                 if stat.S_ISDIR(mode):
                     pending.append(path)
@@ -235,16 +254,46 @@ class OverlayWorld:
             seen = ordinary[path]
             assert merged.find(path) == entry
             assert (entry.kind is MemberKind.DIRECTORY) == seen.is_directory
-            assert read(merged, entry) == seen.data, path
+            assert self.read(merged, entry) == seen.data, path
             assert entry.size == len(seen.data)
             check_mode(entry, stat.S_IMODE(seen.mode))
             after[path] = Seen(stat.S_IFMT(seen.mode) | entry.mode, seen.data)
         assert merged.find(b"no such") is None
-        changes = list(merged.iter_changes())
+        changes = list(merged.iter_changes(self.find_digest))
         assert changes == sorted(changes, key=lambda change: (change.path.split(b"/"), change.kind != "D"))
         assert set(changes) == set(expect(self.before, after))
         assert len(changes) == len(set(changes))
         assert merged.is_current()
+
+
+def make_up(world: OverlayWorld) -> None:
+    """Fill an upper directory with marks at random, among them many that no overlay would leave."""
+    random, paths = world.random, [path for path, _ in world.tree.iter_paths()]
+    directories = [b""]
+    for _ in range(random.randrange(2, 12)):
+        above = random.choice(directories)
+        path = os.path.join(above, random.choice([b"x", b"y", b"z", *NAMES]))
+        place = os.path.join(os.fsencode(world.upper), path)
+        target = random.choice(paths)
+        redirect = b"/" + target if random.random() < 0.7 else target.rpartition(b"/")[2]
+        with suppress(FileExistsError):
+            match random.choice(["directory", "directory", "opaque", "redirect", "file", "metacopy", "whiteout"]):
+                case "file":
+                    Path(os.fsdecode(place)).open("xb").close()
+                case "whiteout":
+                    os.mknod(place, stat.S_IFCHR | 0o600, 0)
+                case "metacopy":
+                    node = world.tree.get_path(target)
+                    with open(place, "xb") as file:
+                        file.truncate(node.size)
+                    os.setxattr(place, "trusted.overlay.metacopy", b"")
+                    os.setxattr(place, "trusted.overlay.redirect", redirect)
+                case kind:
+                    os.mkdir(place)
+                    directories.append(path)
+                    if kind != "directory":
+                        mark, value = ("redirect", redirect) if kind == "redirect" else ("opaque", b"y")
+                        os.setxattr(place, f"trusted.overlay.{mark}", value)
 
 
 def iter_entries(merged: MergedTree) -> Iterator[MergedEntry]:
@@ -254,18 +303,6 @@ def iter_entries(merged: MergedTree) -> Iterator[MergedEntry]:
         assert [entry.path for entry in children] == sorted(entry.path for entry in children)
         yield from children
         pending += [entry.path for entry in children if entry.kind is MemberKind.DIRECTORY]
-
-
-def read(merged: MergedTree, entry: MergedEntry) -> bytes:
-    if entry.kind is MemberKind.DIRECTORY:
-        return b""
-    assert (entry.node is None) == (entry.upper is not None)
-    if entry.node is not None:
-        assert isinstance(entry.node.content, InlineContent)
-        return entry.node.content.data
-    with merged.open_upper(entry) as (fd, status):
-        assert status.st_size == entry.size
-        return os.read(fd, 1 << 20)
 
 
 def check_mode(entry: MergedEntry, live: int) -> None:
@@ -292,19 +329,18 @@ def expect(before: dict[bytes, Seen], after: dict[bytes, Seen]) -> Iterator[Chan
             yield Change("A", path, new.is_directory, None, len(new.data))
 
 
-def run(folder: Path, seed: int, kind: str, options: str) -> None:
+def run(world: OverlayWorld) -> None:
     """Two rounds of changes, a mount for each; the upper directory tells all, mounted or not."""
-    world = OverlayWorld(folder, seed, kind, options)
     try:
         for _ in range(2):
             with world.mounted():
                 world.act(15)
-                if kind != FUSE:  # fuse-overlayfs 1.10 may show a deleted file again until it is mounted anew
+                if world.kind != FUSE:  # fuse-overlayfs 1.10 may show a deleted file again until it is mounted anew
                     world.check(world.look())
             with world.mounted():
                 live = world.look()
                 world.check(live)
             world.check(live)
     except BaseException as error:
-        error.add_note(f"seed {seed}, {kind} {options}: " + "\n".join(map(repr, world.log)))
+        error.add_note(f"{world.kind} {world.options}, {world.top}: " + "\n".join(map(repr, world.log)))
         raise
