@@ -17,6 +17,7 @@ from pathlib import Path
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError, UsageError
 from kitfs.layer.compress import PackCompression
+from kitfs.modelkit.borrowed import Borrowed
 from kitfs.modelkit.derive_manifest import choose_form, is_legacy, without_digests
 from kitfs.modelkit.derive_parent import list_parent_layers
 from kitfs.modelkit.derive_plan import DerivedLayer, Form, LayerState, plan_layers
@@ -30,7 +31,7 @@ from kitfs.modelkit.parentage import Parents, find_parents
 from kitfs.modelkit.publish import Publication
 from kitfs.modelkit.resolve import Kit, ResolvedTree, reopen
 from kitfs.modelkit.staging import Staging, find_staging
-from kitfs.modelkit.untracked import FilesUntracked, iter_untracked
+from kitfs.modelkit.untracked import FilesUntracked, find_untracked
 from kitfs.modelkit.walk import FileChanged
 from kitfs.oci.kitfile import Kitfile
 from kitfs.oci.manifest import Descriptor
@@ -232,13 +233,15 @@ class _Deriving:
 
     def _refuse_untracked(self) -> None:
         source = self._source
-        everything = source.layers.unclaimed()
         claimed = frozenset(iter_entry_paths(source.kitfile))
-        entries = everything.iter_entries(".")
-        parents = source.parents.paths
-        found = list(iter_untracked(entries, everything.list_others, everything.rules, claimed, parents))
-        if found:
-            raise FilesUntracked(found)
+        named = source.kitfile.model.path if source.kitfile.model is not None else ""
+        borrowed = None
+        if source.parents.manifests:
+            shown = self._parent if source.is_staged else None
+            borrowed = Borrowed(self._store, source.parents, named, shown)
+        untracked = find_untracked(source.layers.unclaimed(), claimed, borrowed)
+        if any(untracked):
+            raise FilesUntracked(untracked, named)
 
     def _is_unchanged(self, parent: ResolvedTree, layers: Sequence[DerivedLayer]) -> bool:
         kit = parent.kits[0]

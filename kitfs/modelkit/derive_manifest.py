@@ -15,6 +15,7 @@ import msgspec
 from kitfs.digest import Digest
 from kitfs.modelkit.pack_manifest import ManifestForm, describe
 from kitfs.modelkit.resolve import Kit, ResolvedTree
+from kitfs.oci import strict_json
 from kitfs.oci.kitfile import Kitfile, encode_kitfile_json, iter_artifacts
 from kitfs.oci.manifest import (
     ANNOTATION_MESSAGE,
@@ -109,9 +110,15 @@ def choose_form(
         created_s: Seconds since the epoch.
         parent: What it was made from.
         message: What its maker says of it.
+
+    Raises:
+        JsonMalformed: when the config of a ModelPack is no JSON.
     """
     annotations = lineage(parent, message)
     if parent is not None and is_legacy(parent.kits[0]):
         return LegacyForm(kitfile, parent.kits[0].manifest, created_s, annotations)
-    model_pack = parent is not None and parent.kits[0].manifest.is_modelpack
-    return ManifestForm(kitfile, digests, created_s, model_pack=model_pack, extra=annotations)
+    if parent is None or not parent.kits[0].manifest.is_modelpack:
+        return ManifestForm(kitfile, digests, created_s, model_pack=False, extra=annotations)
+    config = strict_json.decode(parent.kits[0].config)
+    inherited = config if isinstance(config, dict) else {}
+    return ManifestForm(kitfile, digests, created_s, model_pack=True, extra=annotations, inherited=inherited)

@@ -123,9 +123,17 @@ def _plan_layer(
 
 
 def _is_same(store: Store, source: DeriveSource, artifact: Artifact, path: str, parent: ParentLayer) -> bool:
-    if (artifact.kind, artifact.subtype) != (parent.artifact.kind, parent.artifact.subtype):
+    if not _is_kind_kept(artifact, parent):
         return False
     return Comparison(store, parent).is_same(lambda: source.layers.iter_entries(path), source.layers.exists)
+
+
+def _is_kind_kept(artifact: Artifact, parent: ParentLayer) -> bool:
+    """A ModelPack may have many layers of weights, where a Kitfile has one model and its parts."""
+    layer_type = parent.layer.type
+    if artifact.kind is LayerKind.MODELPART and layer_type.family is Family.MODELPACK:
+        return layer_type.kind in (LayerKind.MODEL, LayerKind.MODELPART)
+    return (artifact.kind, artifact.subtype) == (parent.artifact.kind, parent.artifact.subtype)
 
 
 def _iter_removed(parents: Iterable[ParentLayer], kept: set[str]) -> Iterable[DerivedLayer]:

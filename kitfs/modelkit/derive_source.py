@@ -39,12 +39,14 @@ class DeriveSource:
         parents: Of its ``model.path``.
         layers: Gives the files of each layer.
         is_as_read: Whether the tree still has the names and sizes that it had at first.
+        is_staged: Whether it lies over the parent.
     """
 
     kitfile: Kitfile
     parents: Parents
     layers: Source
     is_as_read: Callable[[], bool]
+    is_staged: bool
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def open_staged(
         parents = find_parents(kitfile)
         ignored = _read_file(top, IGNORE_NAME, IGNORE_SIZE_MAX) if merged.find(IGNORE_NAME.encode()) else b""
         rules = IgnoreRules(parse_ignore(ignored), [*iter_entry_paths(kitfile), *parents.paths])
-        yield DeriveSource(kitfile, parents, MergedSource(merged, readers, rules, warn), merged.is_current)
+        yield DeriveSource(kitfile, parents, MergedSource(merged, readers, rules, warn), merged.is_current, True)
 
 
 def _read_kitfile(merged: MergedTree, top: MergedFolder, path: Path, parent: ResolvedTree) -> Kitfile:
@@ -80,7 +82,13 @@ def _read_kitfile(merged: MergedTree, top: MergedFolder, path: Path, parent: Res
             return own
         raw = _read_file(top, name, KITFILE_SIZE_MAX)
         return check_kitfile(raw, lambda artifact: _find_problem(merged, artifact))
-    raise KitfileNotFound(path, "none of " + ", ".join(KITFILE_NAMES))
+    raise _without_kitfile(path, "none of " + ", ".join(KITFILE_NAMES))
+
+
+def _without_kitfile(path: Path, reason: str) -> KitfileNotFound:
+    error = KitfileNotFound(path, reason)
+    error.hint = "write one; kitfs init DIRECTORY makes a first, of a mount too"
+    return error
 
 
 def _find_problem(merged: MergedTree, artifact: Artifact) -> str | None:
@@ -108,10 +116,13 @@ def open_folder(folder: Path, find_parents: FindParents, warn: Callable[[str], N
         PackUnusable: when it is no directory.
         ModelKitNotFound, ParentChainMalformed, PathTaken: what following ``model.path`` raises.
     """
-    raw = read_kitfile(folder, None)
+    try:
+        raw = read_kitfile(folder, None)
+    except KitfileNotFound as error:
+        raise _without_kitfile(folder, error.reason) from error
     with looking_into(folder) as find_problem:
         kitfile = check_kitfile(raw, find_problem)
     parents = find_parents(kitfile)
     model_link = clean_path(kitfile.model.path) if kitfile.model is not None else ""
     with open_source(folder, [*iter_entry_paths(kitfile), *parents.paths], model_link, warn) as source:
-        yield DeriveSource(kitfile, parents, source, lambda: True)
+        yield DeriveSource(kitfile, parents, source, lambda: True, False)

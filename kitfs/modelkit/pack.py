@@ -45,6 +45,7 @@ class KitfileNotFound(NotFoundError):
 
     Attributes:
         path: The directory or the file.
+        reason: What is the matter.
     """
 
     hint = "name one with -f"
@@ -52,6 +53,7 @@ class KitfileNotFound(NotFoundError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"no Kitfile: {path}: {reason}")
         self.path = path
+        self.reason = reason
 
 
 def pack(

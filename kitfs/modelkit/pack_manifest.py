@@ -55,6 +55,7 @@ class ManifestForm:
         *,
         model_pack: bool,
         extra: Mapping[str, str] | None = None,
+        inherited: Mapping[str, object] | None = None,
     ) -> None:
         """Begin.
 
@@ -64,6 +65,7 @@ class ManifestForm:
             created_s: Seconds since the epoch.
             model_pack: Whether it is a ModelPack.
             extra: Further annotations of the manifest.
+            inherited: A ModelPack's config of which to keep what no Kitfile can say.
 
         Raises:
             JsonUnsupported: when the Kitfile's parameters hold what JSON can not.
@@ -73,6 +75,7 @@ class ManifestForm:
         self._created = _format_time(created_s)
         self._annotations = {**describe(kitfile, created_s), **(extra or {})}
         self._model_pack = model_pack
+        self._inherited = inherited or {}
         self._raw_kitfile = encode_kitfile_json(replace_digests(kitfile, digests))
         self.config_type = CONFIG_MODELPACK if model_pack else CONFIG_KITOPS
 
@@ -100,12 +103,21 @@ class ManifestForm:
             "title": package.name,
             "description": package.description,
         }
+        config = {"format": model.format if model is not None else ""}
         value = {
-            "descriptor": {key: item for key, item in descriptor.items() if item},
+            "descriptor": self._with_inherited("descriptor", descriptor),
             "modelfs": {"type": "layers", "diffIds": [str(digest) for digest in self._diff_ids]},
-            "config": {"format": model.format} if model is not None and model.format else {},
+            "config": self._with_inherited("config", config),
         }
         return go_json.encode(value)
+
+    def _with_inherited(self, key: str, own: Mapping[str, object]) -> dict[str, object]:
+        """What the Kitfile says where it can say anything, and the rest as it was."""
+        inherited = self._inherited.get(key)
+        rest = inherited if isinstance(inherited, dict) else {}
+        return {name: item for name, item in own.items() if item} | {
+            name: item for name, item in rest.items() if name not in own
+        }
 
 
 def _iter_licenses(kitfile: Kitfile) -> Iterable[str]:

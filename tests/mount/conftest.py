@@ -203,20 +203,40 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_layout(folder)
 
 
-@pytest.fixture
-def machine(tmp_path: Path, layout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A store that has ``myllm:1``; no daemon yet."""
+def check_usable() -> None:
+    """Skip where no FUSE file system can be mounted."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK) or shutil.which("fusermount3") is None:
         pytest.skip("FUSE is not usable here")
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Machine]:
+    """A machine with an empty store below a folder; ended and checked in the end."""
     runtime = Path(tempfile.mkdtemp(prefix="kitfs-run-"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    made = Machine(tmp_path, runtime)
+    made = Machine(folder, runtime)
     try:
-        made.run("import", layout)
         yield made
     finally:
         made.close()
         shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, layout: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A store that has ``myllm:1``; no daemon yet."""
+    check_usable()
+    with running(tmp_path) as made:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", made.environment["XDG_RUNTIME_DIR"])
+        made.run("import", layout)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine that the tests of a module share, its store empty at first."""
+    check_usable()
+    with running(tmp_path_factory.mktemp("workshop")) as made:
+        yield made
 
 
 @pytest.fixture
