@@ -100,6 +100,7 @@ def choose_form(
     created_s: float,
     parent: ResolvedTree | None,
     message: str,
+    carried: Sequence[Digest] = (),
 ) -> ManifestForm | LegacyForm:
     """The form of a child.
 
@@ -109,9 +110,10 @@ def choose_form(
         created_s: Seconds since the epoch.
         parent: What it was made from.
         message: What its maker says of it.
+        carried: The diff_id of each layer that comes after those and has no entry.
     """
     annotations = lineage(parent, message)
     if parent is not None and is_legacy(parent.kits[0]):
         return LegacyForm(kitfile, parent.kits[0].manifest, created_s, annotations)
     model_pack = parent is not None and parent.kits[0].manifest.is_modelpack
-    return ManifestForm(kitfile, digests, created_s, model_pack=model_pack, extra=annotations)
+    return ManifestForm(kitfile, digests, created_s, model_pack=model_pack, extra=annotations, carried=carried)

@@ -1,20 +1,29 @@
 """Files that no entry of a Kitfile claims: a commit would drop them, so it stops and lists them.
 
 Used by derive. What ``.kitignore`` names is left out on purpose; the Kitfile and ``.kitignore`` themselves belong to no
-layer. Pure, but for the tree that it is given.
+layer. So do the files of a ModelKit that ``model.path`` names, as long as they are what that one has. Reads what it
+must compare, changes nothing.
 """
 
 from __future__ import annotations
 
+import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.errors import KitfsError
+from kitfs.modelkit.borrowed import Borrowed
 from kitfs.modelkit.entries import Entry
-from kitfs.modelkit.ignore import IgnoreRules, is_within
+from kitfs.modelkit.ignore import iter_entry_paths
+from kitfs.modelkit.pack_source import Source
+from kitfs.modelkit.parentage import PathTaken
+from kitfs.oci.kitfile import Kitfile, clean_path
 
 SHOWN_MAX = 20
+
+_FOREIGN = "its bytes are the ModelKit's that model.path names"
 
 
 class FilesUntracked(KitfsError):
@@ -34,35 +43,72 @@ class FilesUntracked(KitfsError):
         self.lines = lines
 
 
-def iter_untracked(
-    entries: Iterable[Entry],
-    list_others: Callable[[], Iterable[tuple[str, int]]],
-    rules: IgnoreRules,
-    claimed: frozenset[str],
-    borrowed: frozenset[str],
-) -> Iterator[str]:
+def list_untracked(source: Source, kitfile: Kitfile, borrowed: Borrowed, warn: Callable[[str], None]) -> list[str]:
     """What would be dropped, one line each, in the order of the tree; then what no ModelKit can hold.
 
     Args:
-        entries: All files and directories that ``.kitignore`` does not name.
-        list_others: Path and ``st_mode`` of links, devices and the like; asked once all entries were seen.
-        rules: Those of ``.kitignore``.
-        claimed: Cleaned paths of the Kitfile's entries.
-        borrowed: Cleaned paths of the entries of a ModelKit that ``model.path`` names.
+        source: The tree.
+        kitfile: As it is now.
+        borrowed: What ``model.path`` leads to.
+        warn: Told of files in the place of a dataset whose bytes lie elsewhere.
+
+    Raises:
+        PathTaken: when an entry claims a file of a ModelKit that ``model.path`` names.
+        PathUnreadable, UpperUnreadable, FileChanged, FileOpenForWriting: when the tree can not be read.
     """
-    for entry in entries:
-        if entry.kind is MemberKind.DIRECTORY or _is_within(entry.path, claimed):
-            continue
-        if not _is_within(entry.path, borrowed):
-            yield entry.path
-        elif entry.member is None:
-            yield f"{entry.path} (changed; its bytes are the ModelKit's that model.path names)"
-    ignoring = rules.layer(".")
-    for path, mode in list_others():
-        if not ignoring.leaves_out(path):
-            what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a directory"
-            yield f"{path} ({what}, which no layer can hold)"
+    return list(_Search(source, kitfile, borrowed).iter_lines(warn))
 
 
-def _is_within(path: str, outer: frozenset[str]) -> bool:
-    return any(is_within(path, other) for other in outer)
+class _Search:
+    def __init__(self, source: Source, kitfile: Kitfile, borrowed: Borrowed) -> None:
+        self._tree = source.unclaimed()
+        self._claimed = frozenset(iter_entry_paths(kitfile))
+        self._remote = {clean_path(one.path): one.remote_path for one in kitfile.datasets if one.remote_path}
+        self._borrowed = borrowed
+        self._reference = kitfile.model.path if kitfile.model is not None else ""
+
+    def iter_lines(self, warn: Callable[[str], None]) -> Iterator[str]:
+        elsewhere: Counter[str] = Counter()
+        seen = set()
+        for entry in self._tree.iter_entries("."):
+            if entry.kind is MemberKind.DIRECTORY:
+                continue
+            seen.add(entry.path)
+            owner = self._find_owner(entry.path)
+            if owner not in self._claimed:
+                yield from self._judge(entry)
+            elif self._borrowed.has_file(entry.path):
+                raise PathTaken(entry.path, self._reference)
+            elif owner in self._remote:
+                elsewhere[owner] += 1
+        for path in self._borrowed.list_missing(seen):
+            yield f"{show_path(path)} (removed; {_FOREIGN})"
+        ignoring = self._tree.rules.layer(".")
+        for path, mode in self._tree.list_others():
+            if not ignoring.leaves_out(path):
+                what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a directory"
+                yield f"{show_path(path)} ({what}, which no layer can hold)"
+        for owner, count in elsewhere.items():
+            what = "a file is" if count == 1 else f"{count} files are"
+            warn(f"{what} left out below {show_path(owner)}: the dataset lies at {self._remote[owner]}")
+
+    def _judge(self, entry: Entry) -> Iterator[str]:
+        match self._borrowed.is_same(entry):
+            case None:
+                yield show_path(entry.path)
+            case False:
+                yield f"{show_path(entry.path)} (changed; {_FOREIGN})"
+
+    def _find_owner(self, path: str) -> str:
+        """The most specific entry that has a path, the Kitfile's own or one of a ModelKit that it names."""
+        while path:
+            if path in self._claimed or path in self._borrowed.paths:
+                return path
+            path = path.rpartition("/")[0]
+        return "."
+
+
+def show_path(path: str) -> str:
+    """A path for people: what can not be printed is escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
