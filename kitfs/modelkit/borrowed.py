@@ -1,102 +1,102 @@
-"""Files of the ModelKits that ``model.path`` leads to, where they lie in a child's tree.
+"""Files of the ModelKits that ``model.path`` leads to: a child shows them and does not hold them.
 
-Used by derive. A child has no layer for them: it shows what those ModelKits have, so whatever was done to such a file
-would not be in the child. Reads the store, and of the tree those files that only their bytes can tell.
+Used by derive, to find out which of them were changed in a tree: that can not be committed, and is said. Reads only.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from kitfs.digest import Digest, Digester
+from kitfs.modelkit.derive_parent import Parent, has_digest
 from kitfs.modelkit.entries import Entry
-from kitfs.modelkit.nodes import MemberContent, Node, NodeKind, NodeNotFound
-from kitfs.modelkit.parentage import Parents
-from kitfs.modelkit.resolve import ResolvedTree, open_kit
-from kitfs.modelkit.tree import build_tree
-from kitfs.store.store import Store
+from kitfs.modelkit.nodes import MemberContent
+from kitfs.modelkit.resolve import Kit, is_model
+from kitfs.store.records import KIND_FILE
 
-_OWNERS_BITS = 0o700
+
+class _File(NamedTuple):
+    """One file of theirs."""
+
+    mode: int
+    size: int
+    digest: bytes | None
+    content: MemberContent
 
 
 class Borrowed:
-    """Those files.
+    """What they show.
 
     Attributes:
-        paths: Cleaned paths of the entries that have them.
+        paths: Cleaned paths of their entries.
     """
 
-    def __init__(self, store: Store, parents: Parents, name: str, shown: ResolvedTree | None) -> None:
-        """Read the ModelKits.
+    def __init__(
+        self, parent: Parent, kits: Sequence[Kit], paths: frozenset[str], *, former: Sequence[Kit], is_staged: bool
+    ) -> None:
+        """Read their tables of contents.
 
         Args:
-            store: Where they are.
-            parents: Which they are.
-            name: What ``model.path`` says.
-            shown: What the tree lies over, None for any folder.
+            parent: Knows members' digests.
+            kits: The ModelKits that ``model.path`` leads to.
+            paths: Cleaned paths of their entries.
+            former: Those that the parent's leads to.
+            is_staged: Whether the tree is a staging directory, which shows what the parent does; else it may hold
+                these files or not.
+        """
+        self.paths = paths
+        self._parent = parent
+        self._is_staged = is_staged
+        self._files = dict(_iter_files(parent, kits))
+        ids = [[kit.manifest.digest for kit in chain] for chain in (kits, former)]
+        self._former = {} if ids[0] == ids[1] else dict(_iter_files(parent, former))
+
+    def is_same(self, entry: Entry) -> bool | None:
+        """Whether a file is what they have at its path; None when they have none there.
 
         Raises:
-            BlobNotFound, MalformedError: when one can not be read.
+            PathUnreadable, UpperUnreadable, FileChanged, FileOpenForWriting: when it can not be compared.
         """
-        self.paths = parents.paths
-        self._store = store
-        self._name = name
-        self._shown = shown if shown is not None and shown.digests[1:] == parents.manifests else None
-        kits = [open_kit(store, manifest) for manifest in parents.manifests]
-        self._trees = [build_tree(ResolvedTree("", (kit,)), store.open_outline, meta=False) for kit in kits]
-
-    def find_problem(self, entry: Entry) -> str | None:
-        """What was done to a file that the child will not have; None when it is as it was.
-
-        Raises:
-            PathUnreadable, FileChanged, UpperUnreadable, FileOpenForWriting: when it can not be compared.
-        """
-        node = self._find(os.fsencode(entry.path))
-        if node is None:  # what lies there untouched is of the ModelKit that model.path named before
-            return f"new, where {self._name} has its files" if entry.member is None else None
-        content = node.content
-        if entry.member is not None and entry.member != content:
+        former = self._former.get(entry.path)
+        if former is not None and (former.content, former.mode) == (entry.member, entry.mode):
+            return True  # it goes with the Kitfile's former model.path, untouched
+        file = self._files.get(entry.path)
+        if file is None:
             return None
-        if not isinstance(content, MemberContent) or not self._is_same(entry, node, content):
-            return f"changed; it belongs to {self._name}, which model.path names"
-        return None
+        if entry.member is None:
+            is_mode = not self._is_staged or entry.mode == file.mode  # a folder's modes are its umask's
+            return is_mode and entry.size == file.size and has_digest(entry, file.digest)
+        if entry.mode != file.mode:
+            return False
+        digest = self._parent.find_digest(entry.member)
+        return entry.member == file.content or (digest is not None and digest == file.digest)
 
-    def iter_deleted(self, exists: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
-        """Files that were there and are gone, with what to say of it; of any folder nobody knows.
+    def has_file(self, path: str) -> bool:
+        """Whether they show a file at a path."""
+        return path in self._files
+
+    def list_missing(self, seen: set[str]) -> list[str]:
+        """Those that a staging directory over them does not show any more.
 
         Args:
-            exists: Whether a path is in the child's tree.
+            seen: Files of the tree.
         """
-        if self._shown is None:
-            return
-        own = {layer.digest for layer in self._shown.kits[0].layers}
-        for raw, node in build_tree(self._shown, self._store.open_outline, meta=False).iter_paths():
-            content, path = node.content, os.fsdecode(raw)
-            if isinstance(content, MemberContent) and content.layer not in own and not exists(path):
-                yield path, f"deleted; it belongs to {self._name}, which model.path names"
+        if not self._is_staged or self._former:
+            return []
+        return [path for path in self._files if path not in seen]
 
-    def _find(self, path: bytes) -> Node | None:
-        for tree in self._trees:
-            try:
-                node = tree.get_path(path)
-            except NodeNotFound:
-                continue
-            if node.kind is NodeKind.FILE:
-                return node
-        return None
 
-    def _is_same(self, entry: Entry, node: Node, content: MemberContent) -> bool:
-        if entry.member is not None:
-            return entry.mode == node.mode
-        lost = node.mode & ~entry.mode  # by the umask of whoever unpacked it
-        if entry.size != node.size or entry.mode & ~node.mode or lost & _OWNERS_BITS:
-            return False
-        digest = self._store.get_toc(content.layer)[content.index].digest
-        if digest is None:
-            return False
-        digester = Digester()
-        with entry.open(lambda _size: None) as reading:
-            for piece in reading.pieces:
-                digester.update(piece)
-        return digester.digest() == Digest.from_raw(digest)
+def _iter_files(parent: Parent, kits: Sequence[Kit]) -> Iterator[tuple[str, _File]]:
+    for kit in kits:
+        for layer in filter(is_model, kit.layers):
+            for index, member in enumerate(parent.open_toc(layer.digest)):
+                if layer.raw_path is not None:
+                    path, mode = layer.raw_path, layer.raw_mode
+                elif member.kind == KIND_FILE:
+                    path = layer.prefix + b"/" + member.path if layer.prefix else member.path
+                    mode = member.mode
+                else:
+                    continue
+                content = MemberContent(layer.digest, index)
+                yield os.fsdecode(path), _File(mode, member.size, member.digest, content)

@@ -123,7 +123,7 @@ def _iter_level(merged: MergedTree, find_digest: FindDigest | None, pair: _Pair)
             continue
         if old is None:
             yield Change("A", child, _is_directory(entry), None, entry.size)
-        elif entry.mode != old.mode or not (_is_directory(entry) or _is_same(merged, entry, old, find_digest)):
+        elif entry.mode != old.recorded_mode or not (_is_directory(entry) or _is_same(merged, entry, old, find_digest)):
             yield Change("M", child, _is_directory(entry), old.size, entry.size)
         if inner is not None and not _is_untouched(inner, old):
             yield _Pair(child, inner, old)

@@ -7,8 +7,9 @@ Kitfile claims stops it.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,34 +18,32 @@ from pathlib import Path
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError, UsageError
 from kitfs.layer.compress import PackCompression
-from kitfs.modelkit.borrowed import Borrowed
 from kitfs.modelkit.derive_manifest import choose_form, is_legacy, without_digests
-from kitfs.modelkit.derive_parent import list_parent_layers
 from kitfs.modelkit.derive_plan import DerivedLayer, Form, LayerState, plan_layers
 from kitfs.modelkit.derive_source import DeriveSource, open_folder, open_staged
-from kitfs.modelkit.ignore import iter_entry_paths
-from kitfs.modelkit.merged_source import FileOpenForWriting
 from kitfs.modelkit.pack import check_request
 from kitfs.modelkit.pack_layers import PackedLayer, pack_layers
 from kitfs.modelkit.pack_options import PackOptions, check_options
 from kitfs.modelkit.parentage import Parents, find_parents
 from kitfs.modelkit.publish import Publication
 from kitfs.modelkit.resolve import Kit, ResolvedTree, reopen
-from kitfs.modelkit.staging import Staging, find_staging
-from kitfs.modelkit.untracked import FilesUntracked, find_untracked
-from kitfs.modelkit.walk import FileChanged
-from kitfs.oci.kitfile import Kitfile
+from kitfs.modelkit.staging import Staging, StagingUnusable, find_staging
+from kitfs.modelkit.untracked import FilesUntracked, list_untracked
+from kitfs.modelkit.walk import FileChanged, FileOpenForWriting
+from kitfs.oci.kitfile import Kitfile, iter_warnings
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.mediatype import Compression, Family
 from kitfs.oci.reference import Reference
 from kitfs.progress import NoProgress, Progress
 from kitfs.store.errors import TagTaken
+from kitfs.store.lease import Lease
 from kitfs.store.store import Store
 
 MESSAGE_SIZE_MAX = 64 << 10
 """Bytes of a message; a manifest has 4 MiB."""
 
 _TRIES = 2
+_CHANGED_HINT = "commit again when nothing writes to it"
 
 
 class TreeChanged(KitfsError):
@@ -133,7 +132,7 @@ def derive(
     Raises:
         TagTaken: when the tag is there and must not be moved.
         FilesUntracked: when files are under no entry of the Kitfile.
-        ParentGiven, MessageUnusable, PackUnusable: when the request can not be carried out.
+        ParentGiven, MessageUnusable, PackUnusable, StagingUnusable: when the request can not be carried out.
         KitfileNotFound, KitfileMalformed, PathsUnpackable, IgnoreMalformed: when they can not be used.
         FileChanged, FileOpenForWriting, TreeChanged: when somebody writes to the tree, twice in a row.
         PathUnreadable, UpperUnreadable, UpperMalformed: when the tree can not be read.
@@ -141,21 +140,52 @@ def derive(
         StoreWriteFailed and the store's other errors: when the child can not be stored. Nothing is visible then.
     """
     _check(reference, options)
-    tell = warn or (lambda _text: None)
+    tell = _once(warn or (lambda _text: None))
     staging = find_staging(path)
     if staging is not None and parent is not None:
         raise ParentGiven(staging.path, staging.record.reference)
-    if staging is not None:
-        parent = reopen(store, staging.record.reference, staging.manifests)
     _check_tag(store, reference, options)
-    for left in reversed(range(_TRIES)):
-        try:
-            with _open(store, path, staging, parent, reference, tell) as source:
-                return _Deriving(store, path, source, parent, options, progress or NoProgress()).run(reference)
-        except (FileChanged, FileOpenForWriting, TreeChanged):
-            if not left:
-                raise
+    with store.lease(f"commit {path}") as lease:
+        for digest in _list_parents(store, staging, parent):
+            lease.hold(digest)
+        if staging is not None:
+            parent = reopen(store, staging.record.reference, staging.manifests)
+        for left in reversed(range(_TRIES)):
+            try:
+                with _open(store, path, staging, parent, reference, tell) as source:
+                    deriving = _Deriving(store, lease, path, source, parent, options, progress or NoProgress(), tell)
+                    return deriving.run(reference)
+            except (FileChanged, FileOpenForWriting, TreeChanged) as error:
+                if not left:
+                    error.hint = _CHANGED_HINT if isinstance(error, FileChanged) else error.hint
+                    raise
     raise AssertionError
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells each thing once, however often the tree is walked."""
+    told = set[str]()
+
+    def say(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell(text)
+
+    return say
+
+
+def _list_parents(store: Store, staging: Staging | None, parent: ResolvedTree | None) -> Sequence[Digest]:
+    """What has to stay in the store while a child is made.
+
+    Raises:
+        StagingUnusable: when a staging directory is another store's.
+    """
+    if staging is None:
+        return parent.digests if parent is not None else ()
+    if os.path.realpath(store.home) != staging.record.store:
+        home = staging.record.store
+        raise StagingUnusable(staging.path, f"it belongs to the store {home}", f"--home {home}")
+    return staging.manifests
 
 
 def _check_tag(store: Store, reference: Reference, options: DeriveOptions) -> None:
@@ -184,7 +214,7 @@ def _open(
 ) -> AbstractContextManager[DeriveSource]:
     find = partial(_find_parents, store, parent, reference)
     if staging is None:
-        return open_folder(path, find, warn)
+        return open_folder(store, path, parent, find, warn)
     assert parent is not None  # a staging directory has one
     return open_staged(store, staging, parent, find, warn)
 
@@ -203,13 +233,17 @@ class _Deriving:
     def __init__(
         self,
         store: Store,
+        lease: Lease,
         path: Path,
         source: DeriveSource,
         parent: ResolvedTree | None,
         options: DeriveOptions,
         progress: Progress,
+        warn: Callable[[str], None],
     ) -> None:
         self._store = store
+        self._lease = lease
+        self._warn = warn
         self._path = path
         self._source = source
         self._parent = parent
@@ -218,13 +252,14 @@ class _Deriving:
 
     def run(self, reference: Reference) -> Derived:
         """Look, refuse, write."""
-        if not self._options.ignores_untracked:
+        for warning in iter_warnings(self._source.kitfile):
+            self._warn(warning)
+        if not self._options.ignores_untracked or self._source.parents.manifests:
             self._refuse_untracked()
         kit = self._parent.kits[0] if self._parent is not None else None
         form = _choose_layer_form(kit, self._options.compression)
         check_options(self._source.kitfile, PackOptions(model_pack=form.family is Family.MODELPACK))
-        known = list_parent_layers(kit) if kit is not None else {}
-        layers = plan_layers(self._store, self._source, self._source.kitfile, known, form)
+        layers = plan_layers(self._source, self._source.parent, form)
         if self._parent is not None and self._is_unchanged(self._parent, layers):
             return Derived(self._parent.digests[0], self._parent, layers, is_new=False)
         if self._options.dry_run:
@@ -233,46 +268,48 @@ class _Deriving:
 
     def _refuse_untracked(self) -> None:
         source = self._source
-        claimed = frozenset(iter_entry_paths(source.kitfile))
-        named = source.kitfile.model.path if source.kitfile.model is not None else ""
-        borrowed = None
-        if source.parents.manifests:
-            shown = self._parent if source.is_staged else None
-            borrowed = Borrowed(self._store, source.parents, named, shown)
-        untracked = find_untracked(source.layers.unclaimed(), claimed, borrowed)
-        if any(untracked):
-            raise FilesUntracked(untracked, named)
+        found = list_untracked(source.layers, source.kitfile, source.borrowed, self._warn)
+        if found and not self._options.ignores_untracked:
+            raise FilesUntracked(found)
 
     def _is_unchanged(self, parent: ResolvedTree, layers: Sequence[DerivedLayer]) -> bool:
         kit = parent.kits[0]
         if any(layer.state is not LayerState.UNCHANGED for layer in layers) or kit.kitfile is None:
             return False
         kept = [layer.parent.descriptor.digest for layer in layers if layer.parent is not None]
-        if kept != [descriptor.digest for descriptor in kit.manifest.layers if descriptor not in kit.unknown_layers]:
+        carried = self._source.parent.carried
+        if kept != [layer.digest for layer in kit.manifest.layers if layer not in carried]:
             return False
         same_parents = tuple(self._source.parents.manifests) == parent.digests[1:]
         return same_parents and without_digests(self._source.kitfile) == without_digests(kit.kitfile)
 
     def _write(self, layers: Sequence[DerivedLayer], reference: Reference) -> Digest:
         plans = [layer.plan for layer in layers if layer.plan is not None]
-        with self._store.lease(f"commit {self._path}") as lease:
-            packed = iter(pack_layers(self._store, lease, self._source.layers, plans, self._progress, finds=False))
-            if not self._source.is_as_read():
-                raise TreeChanged(self._path)
-            publication = Publication(self._store, lease)
-            descriptors: list[Descriptor] = []
-            digests: list[tuple[Digest, Digest]] = []
-            for layer in layers:
-                if layer.state is LayerState.REMOVED:
-                    continue
-                written = next(packed) if layer.plan is not None else None
-                descriptors.append(self._add(publication, layer, written))
-                digests.append(self._identify(descriptors[-1], written))
-            descriptors += self._keep_unknown(publication)
-            seconds = time.time() if self._options.created_s is None else self._options.created_s
-            form = choose_form(self._source.kitfile, digests, seconds, self._parent, self._options.message)
-            parents = self._source.parents.manifests
-            return publication.commit(form, descriptors, parents, [reference], moves_tags=self._options.moves_tag)
+        packed = iter(pack_layers(self._store, self._lease, self._source.layers, plans, self._progress, finds=False))
+        if not self._source.is_as_read():
+            raise TreeChanged(self._path)
+        publication = Publication(self._store, self._lease)
+        descriptors: list[Descriptor] = []
+        digests: list[tuple[Digest, Digest]] = []
+        for layer in layers:
+            if layer.state is LayerState.REMOVED:
+                continue
+            written = next(packed) if layer.plan is not None else None
+            descriptors.append(self._add(publication, layer, written))
+            digests.append(self._identify(descriptors[-1], written))
+        carried = [publication.keep_layer(descriptor) for descriptor in self._source.parent.carried]
+        seconds = time.time() if self._options.created_s is None else self._options.created_s
+        form = choose_form(
+            self._source.kitfile,
+            digests,
+            seconds,
+            self._parent,
+            self._options.message,
+            [self._identify(descriptor, None)[1] for descriptor in carried],
+        )
+        parents = self._source.parents.manifests
+        moves_tags = self._options.moves_tag
+        return publication.commit(form, [*descriptors, *carried], parents, [reference], moves_tags=moves_tags)
 
     def _add(self, publication: Publication, layer: DerivedLayer, written: PackedLayer | None) -> Descriptor:
         if written is not None:
@@ -287,17 +324,14 @@ class _Deriving:
         record = self._store.find_layer(descriptor.digest)
         return descriptor.digest, record.diff_id if record is not None else descriptor.digest
 
-    def _keep_unknown(self, publication: Publication) -> Iterator[Descriptor]:
-        """Layers of media types that kitfs does not know go along."""
-        for descriptor in self._parent.kits[0].unknown_layers if self._parent is not None else ():
-            yield publication.keep_layer(descriptor)
-
 
 def _choose_layer_form(kit: Kit | None, forced: PackCompression | None) -> Form:
-    if kit is None or not kit.layers:
+    if kit is None:
         return Form(Family.KITOPS, PackCompression.NONE, forced, is_legacy=False)
-    first = kit.layers[0].type
     legacy = is_legacy(kit)
-    is_gzip = legacy and first.compression is Compression.GZIP
+    is_gzip = legacy and any(layer.type.compression is Compression.GZIP for layer in kit.layers[:1])
+    family = (
+        Family.MODELPACK if kit.manifest.is_modelpack else next((one.type.family for one in kit.layers), Family.KITOPS)
+    )
     compression = PackCompression.GZIP_FASTEST if is_gzip else PackCompression.NONE
-    return Form(first.family, compression, forced, is_legacy=legacy)
+    return Form(family, compression, forced, is_legacy=legacy)

@@ -101,6 +101,7 @@ def choose_form(
     created_s: float,
     parent: ResolvedTree | None,
     message: str,
+    carried: Sequence[Digest] = (),
 ) -> ManifestForm | LegacyForm:
     """The form of a child.
 
@@ -110,6 +111,7 @@ def choose_form(
         created_s: Seconds since the epoch.
         parent: What it was made from.
         message: What its maker says of it.
+        carried: The diff_id of each layer that comes after those and has no entry.
 
     Raises:
         JsonMalformed: when the config of a ModelPack is no JSON.
@@ -118,7 +120,9 @@ def choose_form(
     if parent is not None and is_legacy(parent.kits[0]):
         return LegacyForm(kitfile, parent.kits[0].manifest, created_s, annotations)
     if parent is None or not parent.kits[0].manifest.is_modelpack:
-        return ManifestForm(kitfile, digests, created_s, model_pack=False, extra=annotations)
+        return ManifestForm(kitfile, digests, created_s, model_pack=False, extra=annotations, carried=carried)
     config = strict_json.decode(parent.kits[0].config)
     inherited = config if isinstance(config, dict) else {}
-    return ManifestForm(kitfile, digests, created_s, model_pack=True, extra=annotations, inherited=inherited)
+    return ManifestForm(
+        kitfile, digests, created_s, model_pack=True, extra=annotations, carried=carried, inherited=inherited
+    )

@@ -5,24 +5,36 @@ Used by derive. Open it with ``open_staged`` or ``open_folder``; reading it chan
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from kitfs.modelkit import walk
+from kitfs.modelkit.borrowed import Borrowed
+from kitfs.modelkit.derive_parent import Parent
 from kitfs.modelkit.ignore import IGNORE_NAME, IGNORE_SIZE_MAX, IgnoreRules, iter_entry_paths, parse_ignore
 from kitfs.modelkit.kitfile_check import check_kitfile, looking_into
 from kitfs.modelkit.merged import MergedTree
 from kitfs.modelkit.merged_source import MergedFolder, MergedSource, Readers, find_mode
-from kitfs.modelkit.nodes import InlineContent
+from kitfs.modelkit.nodes import NodeNotFound
 from kitfs.modelkit.pack import KitfileNotFound, read_kitfile
 from kitfs.modelkit.pack_source import Source, open_source
 from kitfs.modelkit.parentage import Parents
-from kitfs.modelkit.resolve import ResolvedTree
+from kitfs.modelkit.resolve import ResolvedTree, reopen
 from kitfs.modelkit.staging import Staging
 from kitfs.modelkit.tree import build_tree
-from kitfs.oci.kitfile import KITFILE_NAMES, KITFILE_SIZE_MAX, Artifact, Kitfile, clean_path
+from kitfs.oci.kitfile import (
+    KITFILE_NAMES,
+    KITFILE_SIZE_MAX,
+    Artifact,
+    Kitfile,
+    clean_path,
+    encode_kitfile_yaml,
+    iter_artifacts,
+)
 from kitfs.oci.mediatype import LayerKind
 from kitfs.store.store import Store
 
@@ -36,22 +48,24 @@ class DeriveSource:
 
     Attributes:
         kitfile: As it is now.
+        parent: What the tree was made from.
         parents: Of its ``model.path``.
+        borrowed: The files that those show.
         layers: Gives the files of each layer.
         is_as_read: Whether the tree still has the names and sizes that it had at first.
-        is_staged: Whether it lies over the parent.
     """
 
     kitfile: Kitfile
+    parent: Parent
     parents: Parents
+    borrowed: Borrowed
     layers: Source
     is_as_read: Callable[[], bool]
-    is_staged: bool
 
 
 @contextmanager
 def open_staged(
-    store: Store, staging: Staging, parent: ResolvedTree, find_parents: FindParents, warn: Callable[[str], None]
+    store: Store, staging: Staging, resolved: ResolvedTree, find_parents: FindParents, warn: Callable[[str], None]
 ) -> Iterator[DeriveSource]:
     """A staging directory over its parent; whether it is mounted does not matter.
 
@@ -60,35 +74,72 @@ def open_staged(
         UpperMalformed, UpperUnreadable: when the upper directory is.
         ModelKitNotFound, ParentChainMalformed, PathTaken: what following ``model.path`` raises.
     """
-    tree = build_tree(parent, store.open_outline)
+    tree = build_tree(resolved, store.open_outline)
     merged = MergedTree(tree, staging.upper, shown=staging.shown_modes, overlay=staging.record.overlay)
+    parent = Parent(store, resolved, tree)
     with Readers(store) as readers:
-        top = MergedFolder(merged, readers, b"")
-        kitfile = _read_kitfile(merged, top, staging.path, parent)
+        top = MergedFolder(merged, readers)
+        kitfile = _find_kitfile(merged, top, staging, resolved)
         parents = find_parents(kitfile)
         ignored = _read_file(top, IGNORE_NAME, IGNORE_SIZE_MAX) if merged.find(IGNORE_NAME.encode()) else b""
         rules = IgnoreRules(parse_ignore(ignored), [*iter_entry_paths(kitfile), *parents.paths])
-        yield DeriveSource(kitfile, parents, MergedSource(merged, readers, rules, warn), merged.is_current, True)
+        source = MergedSource(merged, readers, rules, warn)
+        borrowed = _borrow(store, parent, parents, resolved, is_staged=True)
+        yield DeriveSource(kitfile, parent, parents, borrowed, source, merged.is_current)
 
 
-def _read_kitfile(merged: MergedTree, top: MergedFolder, path: Path, parent: ResolvedTree) -> Kitfile:
-    """The Kitfile; an untouched one is the parent's config, whatever its YAML can not say."""
-    for name in KITFILE_NAMES:
-        entry = merged.find(name.encode())
-        if entry is None:
-            continue
-        own = parent.kits[0].kitfile
-        if entry.node is not None and isinstance(entry.node.content, InlineContent) and own is not None:
-            return own
-        raw = _read_file(top, name, KITFILE_SIZE_MAX)
-        return check_kitfile(raw, lambda artifact: _find_problem(merged, artifact))
-    raise _without_kitfile(path, "none of " + ", ".join(KITFILE_NAMES))
+def _borrow(
+    store: Store, parent: Parent, parents: Parents, resolved: ResolvedTree | None, *, is_staged: bool
+) -> Borrowed:
+    kits = reopen(store, "", parents.manifests).kits
+    former = resolved.kits[1:] if resolved is not None else ()
+    return Borrowed(parent, kits, parents.paths, former=former, is_staged=is_staged)
 
 
-def _without_kitfile(path: Path, reason: str) -> KitfileNotFound:
-    error = KitfileNotFound(path, reason)
-    error.hint = "write one; kitfs init DIRECTORY makes a first, of a mount too"
-    return error
+def _find_kitfile(merged: MergedTree, top: MergedFolder, staging: Staging, parent: ResolvedTree) -> Kitfile:
+    def find_problem(artifact: Artifact) -> str | None:
+        return _find_problem(merged, artifact)
+
+    def find_lost(artifact: Artifact) -> str | None:
+        """A path that the parent's tree has not either is one of a layer without files."""
+        try:
+            merged.tree.get_path(os.fsencode(clean_path(artifact.path)).removeprefix(b"."))
+        except NodeNotFound:
+            return None
+        return find_problem(artifact)
+
+    modes = {name: mode for name in KITFILE_NAMES if (mode := find_mode(merged, name)) is not None}
+    for name, mode in modes.items():
+        if stat.S_ISREG(mode):
+            raw = _read_file(top, name, KITFILE_SIZE_MAX)
+            return _judge_kitfile(raw, parent.kits[0].kitfile, find_problem, find_lost)
+    reason = "none of " + ", ".join(KITFILE_NAMES)
+    error = KitfileNotFound(staging.path, f"{next(iter(modes))} is no file" if modes else reason)
+    own = f"kitfs info {staging.record.reference} prints the parent's"
+    error.hint = (
+        own if parent.kits[0].kitfile is not None else "write one; kitfs init DIRECTORY makes a first, of a mount too"
+    )
+    raise error
+
+
+def _judge_kitfile(
+    raw: bytes,
+    own: Kitfile | None,
+    find_problem: Callable[[Artifact], str | None],
+    find_lost: Callable[[Artifact], str | None],
+) -> Kitfile:
+    """A Kitfile that may be used; an untouched one is the parent's config, whatever its YAML can not say.
+
+    Args:
+        raw: As it lies there.
+        own: The parent's.
+        find_problem: Why a layer can not be made of an entry.
+        find_lost: The same, for entries of the parent's Kitfile.
+    """
+    is_untouched = own is not None and raw == encode_kitfile_yaml(own)
+    if own is not None and is_untouched and not any(map(find_lost, iter_artifacts(own))):
+        return own
+    return check_kitfile(raw, find_lost if is_untouched else find_problem)
 
 
 def _find_problem(merged: MergedTree, artifact: Artifact) -> str | None:
@@ -108,7 +159,13 @@ def _read_file(top: MergedFolder, name: str, size_max: int) -> bytes:
 
 
 @contextmanager
-def open_folder(folder: Path, find_parents: FindParents, warn: Callable[[str], None]) -> Iterator[DeriveSource]:
+def open_folder(
+    store: Store,
+    folder: Path,
+    resolved: ResolvedTree | None,
+    find_parents: FindParents,
+    warn: Callable[[str], None],
+) -> Iterator[DeriveSource]:
     """Any folder with a Kitfile.
 
     Raises:
@@ -119,10 +176,14 @@ def open_folder(folder: Path, find_parents: FindParents, warn: Callable[[str], N
     try:
         raw = read_kitfile(folder, None)
     except KitfileNotFound as error:
-        raise _without_kitfile(folder, error.reason) from error
+        error.hint = "kitfs init makes one; a staging directory is named by kitfs staging list"
+        raise
     with looking_into(folder) as find_problem:
-        kitfile = check_kitfile(raw, find_problem)
+        kitfile = _judge_kitfile(raw, resolved.kits[0].kitfile if resolved else None, find_problem, find_problem)
+    parent = Parent(store, resolved)
     parents = find_parents(kitfile)
     model_link = clean_path(kitfile.model.path) if kitfile.model is not None else ""
-    with open_source(folder, [*iter_entry_paths(kitfile), *parents.paths], model_link, warn) as source:
-        yield DeriveSource(kitfile, parents, source, lambda: True, False)
+    paths = [*iter_entry_paths(kitfile), *parents.paths]
+    borrowed = _borrow(store, parent, parents, resolved, is_staged=False)
+    with open_source(folder, paths, model_link, warn, check=walk.refuse_writers) as source:
+        yield DeriveSource(kitfile, parent, parents, borrowed, source, lambda: True)

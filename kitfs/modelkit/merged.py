@@ -184,8 +184,8 @@ class MergedTree:
 
     def _unchanged(self, path: bytes, node: Node) -> Found:
         if node.kind is NodeKind.DIRECTORY:
-            return MergedEntry(path, MemberKind.DIRECTORY, node.mode, 0, node), Place(None, node)
-        return MergedEntry(path, MemberKind.FILE, node.mode, node.size, node), None
+            return MergedEntry(path, MemberKind.DIRECTORY, node.recorded_mode, 0, node), Place(None, node)
+        return MergedEntry(path, MemberKind.FILE, node.recorded_mode, node.size, node), None
 
     def _directory(self, path: bytes, upper: UpperEntry, place: Place, lower: Node | None) -> Found:
         node = lower if lower is not None and lower.kind is NodeKind.DIRECTORY else None
@@ -207,7 +207,7 @@ class MergedTree:
 
     def _mode(self, upper: UpperEntry, node: Node | None) -> int:
         mode = stat.S_IMODE(upper.mode)
-        return node.mode if node is not None and mode == shown_mode(node, self._shown) else mode
+        return node.recorded_mode if node is not None and mode == shown_mode(node, self._shown) else mode
 
     def _follow(self, path: bytes, redirect: bytes, place: Place, kind: NodeKind) -> Node:
         """The parent's node that a redirect names.

@@ -7,7 +7,6 @@ layer that holds it is written anew. A file that somebody has open for writing i
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import threading
@@ -17,30 +16,17 @@ from dataclasses import dataclass, field
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.digest import Digest
-from kitfs.errors import BusyError
 from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.entries import Advance, PathUnreadable, Reading, iter_layer
 from kitfs.modelkit.ignore import IgnoreRules
-from kitfs.modelkit.merged import MergedEntry, MergedTree
+from kitfs.modelkit.merged import MergedEntry, MergedTree, Place
 from kitfs.modelkit.nodes import InlineContent, MemberContent
 from kitfs.modelkit.pack_source import Source
-from kitfs.modelkit.walk import iter_file
+from kitfs.modelkit.upper import join
+from kitfs.modelkit.walk import iter_file, refuse_writers
 from kitfs.store.store import Store
 
 _PIECE_SIZE = 1 << 20
-
-
-class FileOpenForWriting(BusyError):
-    """A file that is to be committed, and that somebody is writing to.
-
-    Attributes:
-        path: Relative to the staging directory's root.
-    """
-
-    def __init__(self, path: str) -> None:
-        super().__init__(f"{path!r} is open for writing")
-        self.path = path
-        self.hint = "commit again when it is closed; fuser -v shows who has it open"
 
 
 @dataclass(slots=True)
@@ -91,11 +77,13 @@ class StagedEntry:
 
     Attributes:
         merged: What it is.
+        place: What a directory holds.
         tree: Where that comes from.
         readers: Of the parent's layers.
     """
 
     merged: MergedEntry
+    place: Place | None
     tree: MergedTree
     readers: Readers
 
@@ -143,35 +131,26 @@ class StagedEntry:
             yield Reading(self.mode, self.size, iter([content.data]))
         else:
             with self.tree.open_upper(self.merged) as (fd, status):
-                _check_closed(fd, self.path)
+                refuse_writers(fd, self.path)
                 yield Reading(self.mode, status.st_size, iter_file(fd, status, self.path, advance))
-
-
-def _check_closed(fd: int, path: str) -> None:
-    """Refuse a file with a writer: the kernel gives no read lease of one (fcntl(2), ``F_SETLEASE``)."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError as error:
-        if error.errno == errno.EAGAIN:
-            raise FileOpenForWriting(path) from None
-        # A file system without leases, or somebody else's file: a change is still noticed by size and time.
 
 
 class MergedFolder:
     """A directory of a staging directory over its parent."""
 
-    def __init__(self, tree: MergedTree, readers: Readers, path: bytes) -> None:
+    def __init__(self, tree: MergedTree, readers: Readers, path: bytes = b"", place: Place | None = None) -> None:
         """Begin.
 
         Args:
             tree: The whole.
             readers: Of the parent's layers.
             path: The directory's.
+            place: What it holds; the root's when left out.
         """
         self._tree = tree
         self._readers = readers
         self._path = path
+        self._place = place or tree.root
 
     def get(self, name: str) -> StagedEntry:
         """One entry.
@@ -179,20 +158,22 @@ class MergedFolder:
         Raises:
             PathUnreadable: when there is none.
         """
-        raw = os.fsencode(name)
-        path = self._path + b"/" + raw if self._path else raw
-        found = self._tree.find(path)
+        found = self._find(os.fsencode(name))
         if found is None:
-            raise PathUnreadable(os.fsdecode(path), os.strerror(errno.ENOENT))
-        return StagedEntry(found, self._tree, self._readers)
+            raise PathUnreadable(os.fsdecode(join(self._path, os.fsencode(name))), os.strerror(errno.ENOENT))
+        return found
 
     def iter_entries(self) -> Iterator[StagedEntry]:
         """Its files and directories, names in byte order."""
-        return (StagedEntry(entry, self._tree, self._readers) for entry in self._tree.iter_children(self._path))
+        return filter(None, map(self._find, self._tree.names(self._place)))
 
     def enter(self, entry: StagedEntry) -> nullcontext[MergedFolder]:
         """A directory of it."""
-        return nullcontext(MergedFolder(self._tree, self._readers, entry.merged.path))
+        return nullcontext(MergedFolder(self._tree, self._readers, entry.merged.path, entry.place))
+
+    def _find(self, name: bytes) -> StagedEntry | None:
+        found = self._tree.look_up(self._place, self._path, name)
+        return StagedEntry(found[0], found[1], self._tree, self._readers) if found is not None else None
 
 
 class MergedSource(Source):
@@ -205,11 +186,13 @@ class MergedSource(Source):
 
     def iter_entries(self, path: str) -> Iterator[StagedEntry]:
         """See ``entries.iter_layer``."""
-        return iter_layer(MergedFolder(self._tree, self._readers, b""), path, self.rules.layer(path))
+        if find_mode(self._tree, path) is None:  # of a layer without files, that the parent has too
+            return iter(())
+        return iter_layer(MergedFolder(self._tree, self._readers), path, self.rules.layer(path))
 
-    def exists(self, path: str) -> bool:
-        """Whether there is something at a cleaned path."""
-        return find_mode(self._tree, path) is not None
+    def has_directory(self, path: str) -> bool:
+        """Whether there is a directory at a cleaned path."""
+        return stat.S_ISDIR(find_mode(self._tree, path) or 0)
 
     def list_others(self) -> list[tuple[str, int]]:
         """Path and ``st_mode`` of links, devices and the like in the upper directory."""

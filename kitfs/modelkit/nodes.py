@@ -117,6 +117,7 @@ class Node:
         size: Bytes of a file or of a symlink's target; 0 for a directory.
         part: What it comes from; None for the root.
         member: Its place among the members of that.
+        special: Its setuid, setgid and sticky bits as recorded, which no mount shows.
     """
 
     number: int
@@ -127,6 +128,12 @@ class Node:
     size: int = 0
     part: Part | None = None
     member: int = IMPLIED
+    special: int = 0
+
+    @property
+    def recorded_mode(self) -> int:
+        """Permission bits as the layer has them."""
+        return self.mode | self.special
 
     @property
     def content(self) -> Content:
@@ -306,7 +313,8 @@ class Tree:
             parent = part.first + entry.parent - 1
             parent = self._twins.get(parent, parent)
         kind = NodeKind.DIRECTORY if entry.is_directory else NodeKind.SYMLINK if part.is_link else NodeKind.FILE
-        return Node(number, parent, entry.name, kind, entry.mode & 0o777, entry.size, part, entry.member)
+        mode, special = entry.mode & 0o777, entry.mode & 0o7000
+        return Node(number, parent, entry.name, kind, mode, entry.size, part, entry.member, special)
 
 
 def _shared_names(places: Sequence[_Place], new: _Place) -> list[Entry]:

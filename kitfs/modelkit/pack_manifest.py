@@ -55,6 +55,7 @@ class ManifestForm:
         *,
         model_pack: bool,
         extra: Mapping[str, str] | None = None,
+        carried: Sequence[Digest] = (),
         inherited: Mapping[str, object] | None = None,
     ) -> None:
         """Begin.
@@ -65,13 +66,14 @@ class ManifestForm:
             created_s: Seconds since the epoch.
             model_pack: Whether it is a ModelPack.
             extra: Further annotations of the manifest.
+            carried: The diff_id of each layer that comes after those and has no entry.
             inherited: A ModelPack's config of which to keep what no Kitfile can say.
 
         Raises:
             JsonUnsupported: when the Kitfile's parameters hold what JSON can not.
         """
         self._kitfile = kitfile
-        self._diff_ids = [diff_id for _, diff_id in digests]
+        self._diff_ids = [*(diff_id for _, diff_id in digests), *carried]
         self._created = _format_time(created_s)
         self._annotations = {**describe(kitfile, created_s), **(extra or {})}
         self._model_pack = model_pack

@@ -68,9 +68,18 @@ def check_options(kitfile: Kitfile, options: PackOptions) -> None:
     if kitfile.mcp_servers:
         names = ", ".join(server.name or server.path for server in kitfile.mcp_servers)
         raise PackUnusable(f"a ModelPack can not hold mcpServers ({names}); pack without --use-model-pack")
-    if options.layer_format is LayerFormat.RAW and options.compression is not PackCompression.NONE:
+    check_raw(options.layer_format, options.compression)
+
+
+def check_raw(layer_format: LayerFormat, compression: PackCompression) -> None:
+    """Refuse what model-spec has no media type for.
+
+    Raises:
+        PackUnusable: when a layer would be raw and compressed.
+    """
+    if layer_format is LayerFormat.RAW and compression is not PackCompression.NONE:
         raise PackUnusable(
-            f"a ModelPack can not hold raw layers compressed by {options.compression}; "
+            f"a ModelPack can not hold raw layers compressed by {compression}; "
             "use --layer-format tar or --compression none"
         )
 

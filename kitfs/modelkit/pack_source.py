@@ -46,8 +46,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def exists(self, path: str) -> bool:
-        """Whether there is something at a cleaned path."""
+    def has_directory(self, path: str) -> bool:
+        """Whether there is a directory at a cleaned path."""
 
     @abstractmethod
     def list_others(self) -> list[tuple[str, int]]:
@@ -101,20 +101,23 @@ class Source(ABC):
 class DirectorySource(Source):
     """A directory on the disk, with what ``.kitignore`` and the Kitfile say of it; get it from ``open_source``."""
 
-    def __init__(self, fd: int, rules: IgnoreRules, model_link: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, fd: int, rules: IgnoreRules, model_link: str, warn: Callable[[str], None], check: walk.Check
+    ) -> None:
         super().__init__(rules, warn)
         self._fd = fd
         self._model_link = model_link
+        self._check = check
         self._skipped: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def iter_entries(self, path: str) -> Iterator[walk.DiskEntry]:
         """See ``walk.iter_entries``."""
-        return walk.iter_entries(self._fd, path, self.rules.layer(path), self._note_skipped)
+        return walk.iter_entries(self._fd, path, self.rules.layer(path), self._note_skipped, self._check)
 
-    def exists(self, path: str) -> bool:
-        """Whether there is a file or directory at a cleaned path."""
-        return walk.find_problem(self._fd, path) is None
+    def has_directory(self, path: str) -> bool:
+        """Whether there is a directory at a cleaned path."""
+        return walk.has_directory(self._fd, path)
 
     def list_others(self) -> list[tuple[str, int]]:
         """Path and ``st_mode`` of links, devices and the like that were met; not of the link that a mount shows."""
@@ -123,7 +126,9 @@ class DirectorySource(Source):
 
     def unclaimed(self) -> DirectorySource:
         """The same directory, no entry claiming anything of it."""
-        return DirectorySource(self._fd, self.rules.without_entries(), self._model_link, lambda _text: None)
+        return DirectorySource(
+            self._fd, self.rules.without_entries(), self._model_link, lambda _text: None, self._check
+        )
 
     def _note_skipped(self, path: str, mode: int) -> None:
         """Warn once of a symbolic link or device; the link that a mount shows at ``model`` is our own."""
@@ -141,7 +146,12 @@ class DirectorySource(Source):
 
 @contextmanager
 def open_source(
-    context: Path, entry_paths: Iterable[str], model_link: str, warn: Callable[[str], None]
+    context: Path,
+    entry_paths: Iterable[str],
+    model_link: str,
+    warn: Callable[[str], None],
+    *,
+    check: walk.Check = lambda _fd, _path: None,
 ) -> Iterator[DirectorySource]:
     """A directory for the time of the block.
 
@@ -150,6 +160,7 @@ def open_source(
         entry_paths: Cleaned paths that belong to some layer, of parents too; the most specific one has a file.
         model_link: Where a link at ``model`` leads that is not worth a warning.
         warn: Told what a person should know.
+        check: Refuses a file once it is open.
 
     Raises:
         PackUnusable: when it is no directory.
@@ -161,7 +172,7 @@ def open_source(
         raise PackUnusable(f"{context} can not be packed: {error.strerror}") from error
     try:
         rules = IgnoreRules(parse_ignore(_read_ignore(fd)), list(entry_paths))
-        yield DirectorySource(fd, rules, model_link, warn)
+        yield DirectorySource(fd, rules, model_link, warn, check)
     finally:
         os.close(fd)
 

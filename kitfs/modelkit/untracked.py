@@ -1,102 +1,114 @@
 """Files that no entry of a Kitfile claims: a commit would drop them, so it stops and lists them.
 
 Used by derive. What ``.kitignore`` names is left out on purpose; the Kitfile and ``.kitignore`` themselves belong to no
-layer. Pure, but for what it is given.
+layer. So do the files of a ModelKit that ``model.path`` names, as long as they are what that one has. Reads what it
+must compare, changes nothing.
 """
 
 from __future__ import annotations
 
+import os
 import stat
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.errors import KitfsError
 from kitfs.modelkit.borrowed import Borrowed
+from kitfs.modelkit.entries import Entry
+from kitfs.modelkit.ignore import iter_entry_paths
 from kitfs.modelkit.pack_source import Source
+from kitfs.modelkit.parentage import PathTaken
+from kitfs.oci.kitfile import Kitfile, clean_path
 
 SHOWN_MAX = 20
 
-
-class Untracked(NamedTuple):
-    """What would be dropped, one line each, with its reason where there is a special one.
-
-    Attributes:
-        own: Files that no entry claims, in the order of the tree; then what no ModelKit can hold.
-        borrowed: What was done to files of the ModelKit that ``model.path`` names.
-    """
-
-    own: list[str]
-    borrowed: list[str]
+_FOREIGN = "its bytes are the ModelKit's that model.path names"
 
 
 class FilesUntracked(KitfsError):
     """Files that would not be in the child.
 
     Attributes:
-        untracked: Which.
+        lines: One for each, with its reason where there is a special one.
     """
 
-    def __init__(self, untracked: Untracked, named: str) -> None:
-        """Say which.
+    hint = "add entries to the Kitfile, or name them in .kitignore, or leave them out with --ignore-untracked"
 
-        Args:
-            untracked: See the class.
-            named: What ``model.path`` says.
-        """
-        lines = [*untracked.own, *untracked.borrowed]
+    def __init__(self, lines: list[str]) -> None:
         shown = [f"  {line}" for line in lines[:SHOWN_MAX]]
         more = [f"  and {len(lines) - SHOWN_MAX} more"] if len(lines) > SHOWN_MAX else []
         what = "a file is" if len(lines) == 1 else f"{len(lines)} files are"
         super().__init__("\n".join([f"{what} under no entry of the Kitfile:", *shown, *more]))
-        self.untracked = untracked
-        hints = ["add entries to the Kitfile", "name them in .kitignore", "leave them out with --ignore-untracked"]
-        if untracked.borrowed:
-            hints[0] += f", with model.path the folder itself where the model of {named} is to change"
-        self.hint = ", or ".join(hints)
+        self.lines = lines
 
 
-def find_untracked(source: Source, claimed: frozenset[str], borrowed: Borrowed | None) -> Untracked:
-    """What would be dropped.
+def list_untracked(source: Source, kitfile: Kitfile, borrowed: Borrowed, warn: Callable[[str], None]) -> list[str]:
+    """What would be dropped, one line each, in the order of the tree; then what no ModelKit can hold.
 
     Args:
-        source: All files and directories that ``.kitignore`` does not name.
-        claimed: Cleaned paths of the Kitfile's entries.
-        borrowed: Files of the ModelKit that ``model.path`` names.
+        source: The tree.
+        kitfile: As it is now.
+        borrowed: What ``model.path`` leads to.
+        warn: Told of files in the place of a dataset whose bytes lie elsewhere.
 
     Raises:
-        PathUnreadable, FileChanged, UpperUnreadable, FileOpenForWriting: when the tree can not be read.
+        PathTaken: when an entry claims a file of a ModelKit that ``model.path`` names.
+        PathUnreadable, UpperUnreadable, FileChanged, FileOpenForWriting: when the tree can not be read.
     """
-    found = Untracked([], [])
-    foreign = borrowed.paths if borrowed is not None else frozenset()
-    for entry in source.iter_entries("."):
-        if entry.kind is MemberKind.DIRECTORY:
-            continue
-        owner = _find_owner(entry.path, claimed | foreign)
-        if owner is None:
-            found.own.append(entry.path)
-        elif borrowed is not None and owner not in claimed:
-            problem = borrowed.find_problem(entry)
-            if problem is not None:
-                found.borrowed.append(f"{entry.path} ({problem})")
-    leaves_out = source.rules.layer(".").leaves_out
-    for path, mode in source.list_others():
-        if not leaves_out(path):
-            what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a directory"
-            found.own.append(f"{path} ({what}, which no layer can hold)")
-    for path, problem in borrowed.iter_deleted(source.exists) if borrowed is not None else ():
-        if not leaves_out(path):
-            found.borrowed.append(f"{path} ({problem})")
-    return found
+    return list(_Search(source, kitfile, borrowed).iter_lines(warn))
 
 
-def _find_owner(path: str, entries: frozenset[str]) -> str | None:
-    """The most specific of some entries' paths that a file is at or in."""
-    return next((above for above in _iter_above(path) if above in entries), None)
+class _Search:
+    def __init__(self, source: Source, kitfile: Kitfile, borrowed: Borrowed) -> None:
+        self._tree = source.unclaimed()
+        self._claimed = frozenset(iter_entry_paths(kitfile))
+        self._remote = {clean_path(one.path): one.remote_path for one in kitfile.datasets if one.remote_path}
+        self._borrowed = borrowed
+        self._reference = kitfile.model.path if kitfile.model is not None else ""
+
+    def iter_lines(self, warn: Callable[[str], None]) -> Iterator[str]:
+        elsewhere: Counter[str] = Counter()
+        seen = set()
+        for entry in self._tree.iter_entries("."):
+            if entry.kind is MemberKind.DIRECTORY:
+                continue
+            seen.add(entry.path)
+            owner = self._find_owner(entry.path)
+            if owner not in self._claimed:
+                yield from self._judge(entry)
+            elif self._borrowed.has_file(entry.path):
+                raise PathTaken(entry.path, self._reference)
+            elif owner in self._remote:
+                elsewhere[owner] += 1
+        for path in self._borrowed.list_missing(seen):
+            yield f"{show_path(path)} (removed; {_FOREIGN})"
+        ignoring = self._tree.rules.layer(".")
+        for path, mode in self._tree.list_others():
+            if not ignoring.leaves_out(path):
+                what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a directory"
+                yield f"{show_path(path)} ({what}, which no layer can hold)"
+        for owner, count in elsewhere.items():
+            what = "a file is" if count == 1 else f"{count} files are"
+            warn(f"{what} left out below {show_path(owner)}: the dataset lies at {self._remote[owner]}")
+
+    def _judge(self, entry: Entry) -> Iterator[str]:
+        match self._borrowed.is_same(entry):
+            case None:
+                yield show_path(entry.path)
+            case False:
+                yield f"{show_path(entry.path)} (changed; {_FOREIGN})"
+
+    def _find_owner(self, path: str) -> str:
+        """The most specific entry that has a path, the Kitfile's own or one of a ModelKit that it names."""
+        while path:
+            if path in self._claimed or path in self._borrowed.paths:
+                return path
+            path = path.rpartition("/")[0]
+        return "."
 
 
-def _iter_above(path: str) -> Iterator[str]:
-    while path:
-        yield path
-        path = path.rpartition("/")[0]
-    yield "."
+def show_path(path: str) -> str:
+    """A path for people: what can not be printed is escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

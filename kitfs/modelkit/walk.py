@@ -6,20 +6,26 @@ regular file nor a directory is passed over and reported. Used by pack and deriv
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from kitfs.archive.tar_toc import MemberKind
-from kitfs.errors import KitfsError, UsageError
+from kitfs.errors import BusyError, KitfsError, UsageError
 from kitfs.modelkit.entries import META_NAME, Advance, PathUnreadable, Reading, iter_layer
 from kitfs.modelkit.ignore import LayerRules
 from kitfs.modelkit.nodes import MemberContent
 
 _PIECE_SIZE = 1 << 20
 _RAW_RULE = "a raw layer is the bytes of one file"
+Check = Callable[[int, str], None]
+"""What refuses a file once it is open."""
+
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -36,6 +42,39 @@ class FileChanged(KitfsError):
     def __init__(self, path: str) -> None:
         super().__init__(f"{path!r} changed while it was being packed")
         self.path = path
+
+
+class FileOpenForWriting(BusyError):
+    """A file that is to be committed, and that somebody is writing to.
+
+    Attributes:
+        path: Relative to the root.
+    """
+
+    hint = "commit again when it is closed; fuser -v shows who has it open"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path!r} is open for writing")
+        self.path = path
+
+
+def refuse_writers(fd: int, path: str) -> None:
+    """Refuse a file with a writer: the kernel gives no read lease of one (fcntl(2), ``F_SETLEASE``).
+
+    A descriptor and a shared map that may be written to both count. Whoever opens the file for writing while the lease
+    is there for a moment makes the kernel send a signal: SIGURG, which is ignored, not SIGIO, which kills.
+
+    Raises:
+        FileOpenForWriting: when it has one. A file system without leases, or a file of somebody else, tells nothing; a
+            change is noticed by size and time then.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise FileOpenForWriting(path) from None
 
 
 class PathsUnpackable(UsageError):
@@ -60,11 +99,13 @@ class DiskEntry:
         path: Relative to the packed directory.
         directory_fd: The open directory it is in.
         status: As ``lstat`` gave it.
+        check: Called with the descriptor and the path when it is opened.
     """
 
     path: str
     directory_fd: int
     status: os.stat_result
+    check: Check
 
     @property
     def kind(self) -> MemberKind:
@@ -99,6 +140,7 @@ class DiskEntry:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise PathUnreadable(self.path, "it is no regular file any more")
+            self.check(fd, self.path)
             yield Reading(stat.S_IMODE(status.st_mode), status.st_size, iter_file(fd, status, self.path, advance))
         finally:
             os.close(fd)
@@ -144,23 +186,42 @@ def find_problem(context_fd: int, path: str, *, wants_file: bool = False) -> str
         path: Stays inside it.
         wants_file: Whether the layer is raw, the bytes of one file.
     """
-    if path == ".":
-        return describe_problem(path, stat.S_IFDIR, wants_file=wants_file)
+    try:
+        mode = _find_mode(context_fd, path)
+    except _BehindLink as error:
+        return f"{path} lies behind the symbolic link {error}"
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return describe_problem(path, mode, wants_file=wants_file)
+
+
+class _BehindLink(Exception):
+    """Something above a path is a symbolic link."""
+
+
+def _find_mode(context_fd: int, path: str) -> int | None:
+    """The ``st_mode`` of what is at a cleaned path; None for nothing."""
     with ExitStack() as stack:
         fd = context_fd
         *parents, name = path.split("/")
         try:
             for parent in parents:
                 if stat.S_ISLNK(os.stat(parent, dir_fd=fd, follow_symlinks=False).st_mode):
-                    return f"{path} lies behind the symbolic link {parent}"
+                    raise _BehindLink(parent)
                 fd = os.open(parent, _DIRECTORY_FLAGS, dir_fd=fd)
                 stack.callback(os.close, fd)
-            mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+            return os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
         except FileNotFoundError:
-            return describe_problem(path, None, wants_file=wants_file)
-        except OSError as error:
-            return f"{path}: {error.strerror}"
-    return describe_problem(path, mode, wants_file=wants_file)
+            return None
+
+
+def has_directory(context_fd: int, path: str) -> bool:
+    """Whether there is a directory at a cleaned path, behind no symbolic link."""
+    try:
+        mode = _find_mode(context_fd, path)
+    except (_BehindLink, OSError):
+        return False
+    return mode is not None and stat.S_ISDIR(mode)
 
 
 def describe_problem(path: str, mode: int | None, *, wants_file: bool) -> str | None:
@@ -177,17 +238,19 @@ def describe_problem(path: str, mode: int | None, *, wants_file: bool) -> str | 
 class DiskFolder:
     """An open directory."""
 
-    def __init__(self, fd: int, path: str, skipped: Callable[[str, int], None]) -> None:
+    def __init__(self, fd: int, path: str, skipped: Callable[[str, int], None], check: Check) -> None:
         """Begin.
 
         Args:
             fd: Nobody else lists it meanwhile.
             path: Relative to the packed directory, empty for that itself.
             skipped: Called with path and ``st_mode`` of what is neither file nor directory.
+            check: See ``DiskEntry``.
         """
         self._fd = fd
         self._path = path
         self._skipped = skipped
+        self._check = check
 
     def get(self, name: str) -> DiskEntry:
         """One entry.
@@ -197,7 +260,7 @@ class DiskFolder:
         """
         path = self._join(name)
         with naming(path):
-            return DiskEntry(path, self._fd, os.stat(name, dir_fd=self._fd, follow_symlinks=False))
+            return DiskEntry(path, self._fd, os.stat(name, dir_fd=self._fd, follow_symlinks=False), self._check)
 
     def iter_entries(self) -> Iterator[DiskEntry]:
         """Its files and directories, names in byte order.
@@ -222,14 +285,18 @@ class DiskFolder:
             PathUnreadable: when it can not be opened.
         """
         with _opened(entry.path.rpartition("/")[2], self._fd, entry.path) as fd:
-            yield DiskFolder(fd, entry.path, self._skipped)
+            yield DiskFolder(fd, entry.path, self._skipped, self._check)
 
     def _join(self, name: str) -> str:
         return f"{self._path}/{name}" if self._path else name
 
 
 def iter_entries(
-    context_fd: int, layer_path: str, rules: LayerRules, skipped: Callable[[str, int], None]
+    context_fd: int,
+    layer_path: str,
+    rules: LayerRules,
+    skipped: Callable[[str, int], None],
+    check: Check = lambda _fd, _path: None,
 ) -> Iterator[DiskEntry]:
     """The files and directories of one layer of a directory, in order; see ``entries.iter_layer``.
 
@@ -238,12 +305,13 @@ def iter_entries(
         layer_path: Cleaned path of the layer.
         rules: What it leaves out.
         skipped: Called with path and ``st_mode`` of what is neither file nor directory.
+        check: See ``DiskEntry``.
 
     Raises:
         PathUnreadable: when something can not be read, or lies too deep.
     """
     with _opened(".", context_fd, ".") as fd:  # listing moves the place of a descriptor
-        yield from iter_layer(DiskFolder(fd, "", skipped), layer_path, rules)
+        yield from iter_layer(DiskFolder(fd, "", skipped, check), layer_path, rules)
 
 
 def _names(fd: int, path: str) -> list[str]:
