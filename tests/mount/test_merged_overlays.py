@@ -54,10 +54,13 @@ def test_a_merged_tree_is_what_the_kernels_overlay_shows(options, tmp_path):
         overlay_world.run(overlay_world.OverlayWorld(tmp_path / str(seed), seed, "overlay", options))
 
 
-def test_a_merged_tree_is_what_fuse_overlayfs_shows_a_user(open_device):
-    """The same as a user without privilege."""
+@pytest.mark.parametrize("environment", [{}, {"FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT": "1"}], ids=["devices", "names"])
+def test_a_merged_tree_is_what_fuse_overlayfs_shows_a_user(environment, open_device, monkeypatch):
+    """The same as a user without privilege; whiteouts are devices, or names, as before Linux 5.8."""
     if shutil.which("fuse-overlayfs") is None:
         pytest.skip("fuse-overlayfs is absent")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     folder = Path(tempfile.mkdtemp(prefix="kitfs-overlays-"))
     os.chown(folder, NOBODY, NOBODY)
     try:
