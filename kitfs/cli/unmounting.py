@@ -39,7 +39,8 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
             unmount(daemon, states, mounted, above, lazy=lazy)
         except KitfsError as error:
             failure = failure or error
-    overlay.sweep_lowers(overlay.lower_folder(settings.home))
+    with contextlib.suppress(KitfsError):  # what is left of others is not this command's to fail for
+        overlay.sweep_lowers(overlay.lower_folder(settings.home))
     if failure is not None:
         raise failure
 

@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,20 +20,20 @@ from kitfs import client, mounting, overlay
 from kitfs.calls import PrepareCall
 from kitfs.cli import mounts, unmounting
 from kitfs.cli.config import check_materialise
-from kitfs.cli.output import warn
+from kitfs.cli.output import say, warn
 from kitfs.errors import KitfsError
 from kitfs.modelkit import staging as stagings
-from kitfs.modelkit.staging import Staging, StagingMounted, StagingUnusable
+from kitfs.modelkit.staging import Staging, StagingChanged, StagingMounted, StagingUnusable
 from kitfs.mountinfo import find_overlays
 from kitfs.store.layout import Layout
+from kitfs.store.sessions import SessionOptions
 from kitfs.store.staging import RECORD_NAME, iter_registrations, register
 
 if TYPE_CHECKING:
     from kitfs.cli.settings import Settings
     from kitfs.modelkit.resolve import ResolvedTree
-    from kitfs.mountinfo import MountLine
+    from kitfs.mountinfo import Overlay
     from kitfs.oci.reference import Reference
-    from kitfs.store.sessions import SessionOptions
 
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _NAME_SIZE_MAX = 80
@@ -63,6 +63,8 @@ def mount_writable(
         _check_places(staging, mountpoint)
         with stagings.hold_staging(staging.path):
             mount_held(settings, call, staging, mountpoint, options)
+    if settings.log_level in ("info", "debug"):
+        say(f"{staging.record.reference} is mounted on {mountpoint.path}; changes go to {staging.path}")
 
 
 def mount_held(
@@ -110,13 +112,22 @@ def refuse_mounted(settings: Settings, staging: Staging) -> None:
         time.sleep(_ENDING_S / 100)
 
 
-def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Staging:
+def rebase(
+    settings: Settings, staging: Staging, resolved: ResolvedTree, *, is_current: Callable[[], bool] = lambda: True
+) -> Staging:
     """Move a staging directory onto another ModelKit, with nothing changed; what is mounted is mounted again over that.
 
     Killed on its way it leaves the directory as it was or moved, mounted or not.
 
+    Args:
+        settings: Global options.
+        staging: The staging directory.
+        resolved: The other ModelKit and its parents.
+        is_current: Whether what was changed is what that ModelKit has; asked when nobody can write any more.
+
     Raises:
         MountBusy: when somebody uses the mount; everything is as before then.
+        StagingChanged: when something was changed meanwhile; everything is as before then.
         StagingHeld, StagingMounted: when another command is busy with it, or it is mounted where we can not see it.
         KitfsError: when it can not be moved, or not mounted again.
     """
@@ -124,33 +135,37 @@ def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Stag
         found = [one for one in find_overlays() if one.upper == staging.upper]
         if len(found) > 1:
             raise StagingMounted(staging.path, ", ".join(str(one.mount.mountpoint) for one in found))
-        if not found:
-            return stagings.rebase_held(staging.layout, staging, resolved.reference, resolved.digests)
-        record = next(stagings.iter_mounts(staging))
-        daemon = client.find_daemon(settings.home, settings.socket)
-        states = daemon.list_mounts() if daemon else []
-        below = mounting.find_mount(found[0].lower)
-        if below is None:
-            raise StagingMounted(staging.path, str(found[0].mount.mountpoint))
-        unmounting.unmount(daemon, states, below, found, lazy=False)
+        shown = next((record.options for record in stagings.iter_mounts(staging)), SessionOptions())
+        for one in found:
+            _unmount(settings, one)
         refuse_mounted(settings, staging)
         try:
+            if not is_current():
+                raise StagingChanged(staging.path)
             moved = stagings.rebase_held(staging.layout, staging, resolved.reference, resolved.digests)
         except BaseException:
             with contextlib.suppress(KitfsError):
-                _mount_again(settings, staging, found[0].mount, record.options)
+                _mount_again(settings, staging, found, shown)
             raise
-        _mount_again(settings, moved, found[0].mount, record.options)
+        _mount_again(settings, moved, found, shown)
     return moved
 
 
-def _mount_again(settings: Settings, staging: Staging, mount: MountLine, shown: SessionOptions) -> None:
+def _unmount(settings: Settings, above: Overlay) -> None:
+    daemon = client.find_daemon(settings.home, settings.socket)
+    states = daemon.list_mounts() if daemon else []
+    unmounting.unmount(daemon, states, mounting.find_mount(above.lower), [above], lazy=False)
+
+
+def _mount_again(settings: Settings, staging: Staging, found: list[Overlay], shown: SessionOptions) -> None:
+    """Mount a staging directory where and as it was; nowhere if it was not."""
     call = PrepareCall("", "", meta=shown.meta, size_max=shown.size_max)
     call.materialise = check_materialise(shown.materialise)
     options = mounts.MountOptions()
-    options.noexec, options.allow_other = "noexec" in mount.flags, "allow_other" in mount.options.split(",")
-    with mounting.check_mountpoint(mount.mountpoint, settings.home) as mountpoint:
-        mount_held(settings, call, staging, mountpoint, options)
+    for mount in (one.mount for one in found):
+        options.noexec, options.allow_other = "noexec" in mount.flags, "allow_other" in mount.options.split(",")
+        with mounting.check_mountpoint(mount.mountpoint, settings.home) as mountpoint:
+            mount_held(settings, call, staging, mountpoint, options)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from kitfs.modelkit.staging_record import (
     WORK_NAME,
     OverlayKind,
     Staging,
+    StagingChanged,
     StagingHeld,
     StagingMalformed,
     StagingMounted,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OverlayKind",
     "Staging",
+    "StagingChanged",
     "StagingHeld",
     "StagingMalformed",
     "StagingMounted",

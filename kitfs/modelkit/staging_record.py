@@ -76,6 +76,15 @@ class StagingHeld(BusyError):
         self.path = path
 
 
+class StagingChanged(BusyError):
+    """A staging directory in which something was changed after it was committed, so that it can not be emptied."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"something was changed in {path} after it was committed")
+        self.path = path
+        self.hint = "commit again"
+
+
 class StagingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What ``staging.json`` says.
 

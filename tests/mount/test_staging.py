@@ -29,7 +29,8 @@ settings = Settings()
 try:
     with settings.open_store() as store:
         resolved = resolve(store, parse_reference(sys.argv[2]))
-        rebase(settings, find_staging(pathlib.Path(sys.argv[1])), resolved)
+        staging = find_staging(pathlib.Path(sys.argv[1]))
+        rebase(settings, staging, resolved, is_current=lambda: "changed" not in sys.argv)
     print(0)
 except KitfsError as error:
     print(exit_code(error))
@@ -253,6 +254,8 @@ def test_rebased_it_shows_the_other_with_nothing_changed(writer):
     with Holder(writer, place / "docs/README.md"):
         assert writer.python(REBASE, place, "other:1") == "7\n"
         assert writer.listing(place) == before
+    assert writer.python(REBASE, place, "other:1", "changed") == "7\n"
+    assert writer.listing(place) == before
     assert writer.python(REBASE, place, "other:1") == "0\n"
     other = writer.place("other")
     writer.run("mount", "other:1", other)
