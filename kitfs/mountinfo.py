@@ -93,15 +93,21 @@ def find_overlays() -> list[Overlay]:
     """The overlays in this mount namespace, later ones last: the kernel's, and those of running fuse-overlayfs."""
     lines = [line for line in read_mounts() if line.kind in (KERNEL_OVERLAY, FUSE_OVERLAY)]
     served = _read_served() if any(line.kind == FUSE_OVERLAY for line in lines) else {}
-    return list(_iter_overlays(lines, served))
+    return list(iter_overlays(lines, served))
 
 
-def _iter_overlays(lines: Iterable[MountLine], served: Mapping[tuple[Path, str], str]) -> Iterator[Overlay]:
+def iter_overlays(lines: Iterable[MountLine], served: Mapping[tuple[Path, str], str]) -> Iterator[Overlay]:
+    """The overlays among some mounts. The kernel shows paths as they were given: with backslashes, then in octal.
+
+    Args:
+        lines: The mounts.
+        served: The options of processes of fuse-overlayfs, by mount point and uid.
+    """
     for line in lines:
-        values = {name: _unescape(os.fsencode(value)) for name, value in _split_options(line.options)}
+        options = [(name, _unescape(os.fsencode(value))) for name, value in _split_options(line.options)]
         if line.kind == FUSE_OVERLAY:
-            options = served.get((line.mountpoint, values.get("user_id", "")), "")
-            values = {name: _BACKSLASHED.sub(r"\1", value) for name, value in _split_options(options)}
+            options = list(_split_options(served.get((line.mountpoint, dict(options).get("user_id", "")), "")))
+        values = {name: _BACKSLASHED.sub(r"\1", value) for name, value in options}
         if "lowerdir" in values and "upperdir" in values:
             yield Overlay(line, Path(values["lowerdir"]), Path(values["upperdir"]))
 

@@ -186,6 +186,10 @@ def _mount_kernel(staging: Staging, lower: Path, mountpoint: mounting.Mountpoint
 def _mount_fuse(
     staging: Staging, lower: Path, mountpoint: mounting.Mountpoint, allow_other: bool, noexec: bool
 ) -> None:
+    if any(":" in os.fspath(path) for path in (staging.path, lower)):
+        error = mounting.MountFailed(f"{mountpoint.path} can not be mounted: {_FUSE_PROGRAM} takes no ':' in a path")
+        error.hint = f"choose another staging directory than {staging.path}"
+        raise error
     wanted = {"nosuid": True, "nodev": True, "noexec": noexec, "allow_other": allow_other}
     options = [*_options(staging, lower), *(option for option, is_wanted in wanted.items() if is_wanted)]
     try:

@@ -185,7 +185,8 @@ def _staging(settings: Settings, call: PrepareCall, path: Path | None) -> Iterat
     try:
         yield staging
     except BaseException:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(KitfsError):
+            refuse_mounted(settings, staging)
             stagings.remove_staging(staging.layout, staging.path)
         raise
 

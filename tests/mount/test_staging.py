@@ -354,6 +354,30 @@ def test_root_of_a_container_takes_fuse_overlayfs(writer, tmp_path):
     writer.run("umount", place)
 
 
+def test_names_with_commas_spaces_and_backslashes_work(writer):
+    """Of mount point and staging directory: options of mounts have them escaped, in two ways."""
+    work = writer.folder / "a,b c d\\e=ü"
+    place = writer.mount_writable("--staging", work, name="m,n:o p\\q\\,")
+    found = stagings.find_staging(place)
+    assert found is not None and found.path == work and stagings.is_mounted(found)
+    writer.write(place / "docs/new", "mine")
+    assert (work / "upper/docs/new").read_text() == "mine"
+    writer.run("umount", place)
+    assert writer.all_mounts() == [] and writer.sessions() == []
+
+
+def test_colon_in_a_path_is_for_the_kernel_alone(writer):
+    """fuse-overlayfs has no escape for it in an upper directory: that is said, and nothing is left."""
+    work = writer.folder / "a:b"
+    place = writer.place()
+    done = writer.run("mount", "kit:1", place, "--writable", "--staging", work, status=9 if writer.uid else 0)
+    assert ("takes no ':'" in done.stderr) == (writer.uid != 0) == (writer.all_mounts() == [])
+    found = stagings.find_staging(place)
+    assert (found.path if found else None) == (None if writer.uid else work)
+    writer.run("umount", "--all")
+    assert work.exists() == (writer.uid == 0) and writer.sessions() == []
+
+
 def test_two_mounts_at_once_are_one(writer):
     """Of several commands that mount one staging directory at the same moment one does; the others say 7."""
     places = [writer.place(f"mnt-{number}") for number in range(3)]
