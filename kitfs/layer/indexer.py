@@ -27,6 +27,7 @@ from kitfs.layer.decode import DecodeLimits, Decoder
 from kitfs.layer.decoders import open_decoder
 from kitfs.layer.errors import LayerMalformed
 from kitfs.layer.gzip_stream import GzipDecoder
+from kitfs.layer.known import KnownMember
 from kitfs.layer.pipeline import Pipeline, Step
 from kitfs.layer.ranges import RangeWriter
 from kitfs.layer.span_builder import SpanBuilder
@@ -116,9 +117,27 @@ class LayerIndexer:
         view = memoryview(data)
         for at in range(0, len(view), _PIECE_SIZE):
             piece = view[at : at + _PIECE_SIZE]
-            if not isinstance(data, bytes):
+            if not isinstance(view.obj, bytes):
                 piece = memoryview(bytes(piece))  # the other thread reads it after this call
             self._guard(functools.partial(self._take, piece))
+
+    def expect(self, known: KnownMember) -> None:
+        """Say that the bytes fed next are a member that is known, its header being fed; for a plain tar only.
+
+        They are not hashed again. Who feeds them has compared them with the member's checksums.
+
+        Raises:
+            LayerMalformed: as `feed`.
+        """
+        if (self._format, self._compression) != (LayerFormat.TAR, Compression.NONE):
+            raise ValueError("members are known of a plain tar only")
+        offset, nothing = self._size, memoryview(b"")
+        self._guard(lambda: self._submit(lambda _: self._stage.expect(known, offset), nothing))
+        ranges = known.find_ranges(offset)
+        if self._ranging is None:
+            self._ranges.expect(ranges)
+        else:
+            self._ranging.submit(lambda _: self._ranges.expect(ranges), nothing)
 
     def _open_decoder(self, limits: DecodeLimits, spacing: int) -> Decoder:
         if self._compression is Compression.ZSTD:
@@ -269,6 +288,12 @@ class _HashStage:
         self._is_plain = compression is Compression.NONE
         self._reader = TocReader() if layer_format is LayerFormat.TAR else None
         self._member = Digester()
+        self._known: KnownMember | None = None  # whose bytes come next, or are passing
+        self._known_offset = 0
+
+    def expect(self, known: KnownMember, offset: int) -> None:
+        """Take no hash of the member that begins at an offset, which is the next byte."""
+        self._known, self._known_offset = known, offset
 
     def take(self, data: memoryview) -> None:
         """Take the next decoded bytes.
@@ -290,7 +315,11 @@ class _HashStage:
     def _take_piece(self, piece: Piece) -> None:
         member = piece.member
         digest = None
-        if member.kind is MemberKind.FILE and piece.starts and piece.ends:
+        if self._known is not None:
+            digest = self._take_known(self._known, piece)
+            if not piece.ends:
+                return
+        elif member.kind is MemberKind.FILE and piece.starts and piece.ends:
             digest = hashlib.sha256(piece.data).digest()
             if self._is_plain:
                 self.spans.add_member(piece.data)
@@ -305,6 +334,15 @@ class _HashStage:
             self.spans.end_member()
             digest = self._member.digest().raw
         self.toc.append(TocMember(member.path, int(member.kind), member.mode, member.size, member.offset, digest))
+
+    def _take_known(self, known: KnownMember, piece: Piece) -> bytes:
+        member = piece.member
+        if (member.offset, member.size) != (self._known_offset, known.size):
+            raise ValueError(f"member {member.path!r} is not the one that is known")
+        if piece.ends:
+            self.spans.add_known(known.checksums)
+            self._known = None
+        return known.digest.raw
 
     def close(self) -> None:
         """Say that there are no more bytes.

@@ -194,6 +194,29 @@ class LayerReader:
         spans = None if self._source is None else self._open_plain(self._source, self.toc[index], index)
         return spans if isinstance(spans, SpanReader) else None
 
+    def open_checked(self, index: int) -> SpanReader | None:
+        """Open a file of a plain layer so that all is compared with its checksums, a trusted file's bytes too.
+
+        None where there are none: the layer is compressed.
+
+        Raises:
+            NotAFile: when it is a directory.
+            BlobNotFound: when the layer is gone.
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        if self._source is None:
+            return None
+        member = self.toc[index]
+        if member.kind != KIND_FILE:
+            raise NotAFile(self.layer, index)
+        opened = self._open_plain(self._source, member, index)
+        return opened.spans if isinstance(opened, SplitMember) else opened
+
+    @property
+    def is_split(self) -> bool:
+        """Whether each member has a file of its own, and the layer none."""
+        return self._source is not None and self._is_split
+
     def _open_plain(self, source: BlobSource, member: TocMember, index: int) -> SpanReader | SplitMember:
         first = self._first_spans[index] * CHECKSUM_SIZE
         stop = self._first_spans[index + 1] * CHECKSUM_SIZE

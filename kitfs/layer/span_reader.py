@@ -82,9 +82,10 @@ class SpanReader:
     Attributes:
         size: Its bytes.
         state: ``lazy``; ``native`` when the blob is nothing but this member.
+        checksums: Of its spans, 16 bytes each.
     """
 
-    __slots__ = ("_checksums", "_index", "_offset", "_source", "size", "state")
+    __slots__ = ("_index", "_offset", "_source", "checksums", "size", "state")
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class SpanReader:
         self._source = source
         self._index = index
         self._offset = member.offset if offset is None else offset
-        self._checksums = checksums
+        self.checksums = checksums
         self.size = member.size
         self.state: Literal["lazy", "partial", "native"] = "native" if is_whole_blob else "lazy"
 
@@ -177,7 +178,7 @@ class SpanReader:
         """The first span, counted from `first`, that is not what was verified."""
         for at in range(0, size, SPAN_SIZE):
             span = first + at // SPAN_SIZE
-            expected = self._checksums[span * CHECKSUM_SIZE : (span + 1) * CHECKSUM_SIZE]
+            expected = self.checksums[span * CHECKSUM_SIZE : (span + 1) * CHECKSUM_SIZE]
             piece = data[at : min(at + SPAN_SIZE, size)]
             if checksum(piece) != expected:
                 reason = "checksum differs" if len(data) == size else f"{size - len(data)} bytes are missing"

@@ -64,6 +64,10 @@ class SpanWriter:
         elif data:
             self.checksums += checksum(data)
 
+    def add_known(self, checksums: bytes) -> None:
+        """Take the checksums of a whole member that was compared with them."""
+        self.checksums += checksums
+
     def end_member(self) -> None:
         """The member is whole: its short last span counts."""
         if self._partial:

@@ -48,6 +48,11 @@ class SplitMember(FileOrSpans):
         super().__init__(store, member, SpanReader(source, member, index, checksums, is_whole_blob=False, offset=0))
         self._is_hashed = False
 
+    @property
+    def spans(self) -> SpanReader:
+        """What reads the file and compares all of it with checksums, whether it is trusted or not."""
+        return self._spans
+
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes ``[start, stop)``; the first read of a file that is not trusted waits until it is hashed.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.errors import KitfsError
+from kitfs.layer.known import KnownPart
 from kitfs.modelkit.ignore import LayerRules
 from kitfs.modelkit.nodes import MemberContent
 
@@ -48,11 +49,13 @@ class Reading(NamedTuple):
         mode: Permission bits.
         size: How many bytes ``pieces`` gives, or an error.
         pieces: Its bytes.
+        known: The same, when the store knows digest and checksums of them; one of the two is read.
     """
 
     mode: int
     size: int
     pieces: Iterator[bytes]
+    known: KnownPart | None = None
 
 
 class Entry(Protocol):

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.digest import Digest
+from kitfs.layer.known import KnownPart
+from kitfs.layer.known_layer import KnownLayer
+from kitfs.layer.policy import Materialise
 from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.entries import Advance, PathUnreadable, Reading, iter_layer
 from kitfs.modelkit.ignore import IgnoreRules
@@ -31,10 +34,13 @@ _PIECE_SIZE = 1 << 20
 
 @dataclass(slots=True)
 class Readers:
-    """Readers of the parent's layers, opened once each; closed at the end of a ``with``. Thread-safe."""
+    """Readers of the parent's layers, opened once each; closed at the end of a ``with``. Thread-safe.
+
+    Reading makes no files of members: a layer is read through once.
+    """
 
     store: Store
-    _open: dict[Digest, LayerReader] = field(default_factory=dict)
+    _open: dict[Digest, tuple[LayerReader, KnownLayer]] = field(default_factory=dict)
     _stack: ExitStack = field(default_factory=ExitStack)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -44,23 +50,33 @@ class Readers:
         Raises:
             LayerCorrupt, BlobNotFound: when the store does not have them.
         """
-        member = self._reader(content.layer).open_member(content.index)
+        member = self._layer(content.layer)[0].open_member(content.index)
         for start in range(0, size, _PIECE_SIZE):
             data = member.read(start, min(start + _PIECE_SIZE, size))
             advance(len(data))
             yield bytes(data)
 
-    def _reader(self, layer: Digest) -> LayerReader:
+    def find_known(self, content: MemberContent, advance: Advance) -> KnownPart | None:
+        """A member of which the store knows what a new layer needs; None when it does not.
+
+        Raises:
+            LayerCorrupt, BlobNotFound: when the store does not have it.
+        """
+        found = self._layer(content.layer)[1].find(content.index)
+        return KnownPart(found.member, _tell(found.pieces, advance)) if found is not None else None
+
+    def _layer(self, layer: Digest) -> tuple[LayerReader, KnownLayer]:
         with self._lock:
             known = self._open.get(layer)
         if known is not None:
             return known
-        reader = LayerReader(self.store, layer)
+        reader = LayerReader(self.store, layer, materialise=Materialise.NEVER)
+        opened = reader, KnownLayer(self.store, reader)
         with self._lock:
-            kept = self._open.setdefault(layer, reader)
-            if kept is reader:
+            kept = self._open.setdefault(layer, opened)
+            if kept is opened:
                 self._stack.callback(reader.close)
-        if kept is not reader:
+        if kept is not opened:
             reader.close()
         return kept
 
@@ -69,6 +85,12 @@ class Readers:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+def _tell(pieces: Iterator[bytes | memoryview], advance: Advance) -> Iterator[bytes | memoryview]:
+    for piece in pieces:
+        advance(len(piece))
+        yield piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +145,8 @@ class StagedEntry:
         """
         member = self.member
         if member is not None:
-            yield Reading(self.mode, self.size, self.readers.iter_member(member, self.size, advance))
+            pieces = self.readers.iter_member(member, self.size, advance)
+            yield Reading(self.mode, self.size, pieces, self.readers.find_known(member, advance))
         elif self.merged.node is not None:
             content = self.merged.node.content
             assert isinstance(content, InlineContent)  # a file is a member's or ours

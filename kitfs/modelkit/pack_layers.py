@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from kitfs.layer.compress import compress
 from kitfs.layer.index_blob import get_layer_index
 from kitfs.layer.indexer import LayerIndex
-from kitfs.modelkit.entries import Reading
-from kitfs.modelkit.layerwriter import iter_tar, write_layer
+from kitfs.modelkit.entries import Advance, Reading
+from kitfs.modelkit.layerwriter import iter_tar, iter_tar_parts, write_layer
 from kitfs.modelkit.pack_options import LayerPlan
 from kitfs.modelkit.pack_source import Source
 from kitfs.modelkit.stored_layers import find_candidates, find_same
@@ -169,25 +169,21 @@ class _Packing:
     def _write(self, plan: LayerPlan) -> PackedLayer:
         layer_format, compression = plan.type.format, plan.type.compression
         is_plain_tar = (layer_format, compression) == (LayerFormat.TAR, Compression.NONE)
-        splits = is_plain_tar and is_worth_splitting(plan.entry_count, plan.size, plan.size)
         step = self._progress.begin(plan.name, plan.size)
-        with self._open(plan, step) as (pieces, annotations):
-            index = write_layer(self._store, self._lease, pieces, layer_format, compression, splits=splits)
+        if is_plain_tar and is_worth_splitting(plan.entry_count, plan.size, plan.size):
+            parts = iter_tar_parts(self._source.iter_entries(plan.path), self._advance(step), plan.prefix)
+            index = write_layer(self._store, self._lease, parts, layer_format, compression, splits=True)
+            annotations = _annotations(plan)
+        else:
+            with self._open(plan, step) as (pieces, annotations):
+                index = write_layer(self._store, self._lease, pieces, layer_format, compression)
         step.finish()
         return PackedLayer(plan, index, annotations, is_new=True)
 
     @contextmanager
     def _open(self, plan: LayerPlan, step: Step) -> Iterator[tuple[Iterator[bytes], dict[str, str]]]:
         """The published bytes of a layer, and its annotations."""
-
-        def advance(size: int) -> None:
-            if self._stopping.is_set():
-                raise _Stopped
-            step.advance(size)
-
-        annotations = {ANNOTATION_FILEPATH: plan.path}
-        if plan.artifact.subtype:
-            annotations[ANNOTATION_SUBTYPE] = plan.artifact.subtype
+        annotations, advance = _annotations(plan), self._advance(step)
         with ExitStack() as stack:
             if plan.type.format is LayerFormat.RAW:
                 file = stack.enter_context(self._source.open_file(plan.path, advance))
@@ -196,6 +192,23 @@ class _Packing:
             else:
                 pieces = iter_tar(self._source.iter_entries(plan.path), advance, plan.prefix)
             yield compress(pieces, plan.compression, self._compressing, self._ahead), annotations
+
+    def _advance(self, step: Step) -> Advance:
+        """Tells of bytes that were read, and ends the layer when another failed."""
+
+        def advance(size: int) -> None:
+            if self._stopping.is_set():
+                raise _Stopped
+            step.advance(size)
+
+        return advance
+
+
+def _annotations(plan: LayerPlan) -> dict[str, str]:
+    annotations = {ANNOTATION_FILEPATH: plan.path}
+    if plan.artifact.subtype:
+        annotations[ANNOTATION_SUBTYPE] = plan.artifact.subtype
+    return annotations
 
 
 def _file_metadata(path: str, file: Reading) -> str:

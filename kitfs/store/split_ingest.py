@@ -3,10 +3,10 @@
 Used by import by copy and by pack, in place of ``Ingest`` and in the same order (store.md 2). Bytes are hashed and cut
 while they are written; nothing has a name before the whole layer has the digest that was expected. Then members are
 renamed and their folders synced, then the recipe follows. On disk when ``commit`` returns: the recipe and all its
-members. A member of up to ``HELD_SIZE_MAX`` bytes that the store has is not written at all; a larger one is dropped
-unsynced once its digest is known. One thread uses it; four threads sync members while the next ones are hashed (64 KiB
-each: 1.6 ms a member on ext4, against 7 one by one). After an error, or without a commit, nothing stays but members
-that were renamed, which no record names and GC removes.
+members. A member of up to ``HELD_SIZE_MAX`` bytes that the store has is not written at all, nor is one that ``adopt``
+was told of; a larger one is dropped unsynced once its digest is known. One thread uses it; four threads sync members
+while the next ones are hashed (64 KiB each: 1.6 ms a member on ext4, against 7 one by one). After an error, or without
+a commit, nothing stays but members that were renamed, which no record names and GC removes.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class SplitIngest:
         self._part: _Part | None = None  # whose bytes are arriving
         self._done = 0  # bytes of it
         self._held = bytearray()
+        self._adopted: Digest | None = None  # of the member whose bytes come next, or are arriving
         self._seen: set[Digest] = set()
         self._unsynced: deque[_Part] = deque()
         self._pool: ThreadPoolExecutor | None = None
@@ -104,6 +105,20 @@ class SplitIngest:
     def digest(self) -> Digest:
         """The digest of the bytes written so far."""
         return self._digester.digest()
+
+    def adopt(self, digest: Digest) -> bool:
+        """Say that the bytes written next are those of a member whose digest is known, its header being written.
+
+        Returns:
+            Whether the store has a file of them whose stamp holds. The bytes are then hashed as the tar's and not
+            written, and the lease keeps the file. Else they are written as any other's.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        is_here = self._malformed is None and (digest in self._seen or self._is_here(digest))
+        self._adopted = digest if is_here else None
+        return is_here
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes of the tar. One that is malformed is hashed to its end, and refused by ``commit``.
@@ -140,12 +155,14 @@ class SplitIngest:
 
     def _take(self, piece: Piece) -> None:
         if piece.starts:
-            self._part = _Part(piece.member.offset, piece.member.size)
+            self._part = _Part(piece.member.offset, piece.member.size, self._adopted)
             self._done = 0
         part = self._part
         assert part is not None
         self._done += len(piece.data)
-        if part.size > HELD_SIZE_MAX:
+        if self._adopted is not None:
+            self._seen.add(self._adopted)
+        elif part.size > HELD_SIZE_MAX:
             self._append(part, piece.data)
         elif piece.ends and not self._held:
             self._end_held(part, piece.data)
@@ -156,7 +173,7 @@ class SplitIngest:
                 self._end_held(part, memoryview(held))
         if piece.ends:
             self._parts.append(part)
-            self._part = None
+            self._part = self._adopted = None
             if part.fd >= 0:
                 self._unsynced.append(part)
             self._sync_some()
