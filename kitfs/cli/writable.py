@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,10 +110,16 @@ def refuse_mounted(settings: Settings, staging: Staging) -> None:
         time.sleep(_ENDING_S / 100)
 
 
-def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Staging:
+def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree, check: Callable[[], None]) -> Staging:
     """Move a staging directory onto another ModelKit, with nothing changed; what is mounted is mounted again over that.
 
     Killed on its way it leaves the directory as it was or moved, mounted or not.
+
+    Args:
+        settings: Global options.
+        staging: The staging directory.
+        resolved: What it is moved onto.
+        check: Called when nobody can write any more; what it raises leaves everything as before.
 
     Raises:
         MountBusy: when somebody uses the mount; everything is as before then.
@@ -125,6 +131,8 @@ def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Stag
         if len(found) > 1:
             raise StagingMounted(staging.path, ", ".join(str(one.mount.mountpoint) for one in found))
         if not found:
+            refuse_mounted(settings, staging)
+            check()
             return stagings.rebase_held(staging.layout, staging, resolved.reference, resolved.digests)
         record = next(stagings.iter_mounts(staging))
         daemon = client.find_daemon(settings.home, settings.socket)
@@ -133,8 +141,9 @@ def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree) -> Stag
         if below is None:
             raise StagingMounted(staging.path, str(found[0].mount.mountpoint))
         unmounting.unmount(daemon, states, below, found, lazy=False)
-        refuse_mounted(settings, staging)
         try:
+            refuse_mounted(settings, staging)
+            check()
             moved = stagings.rebase_held(staging.layout, staging, resolved.reference, resolved.digests)
         except BaseException:
             with contextlib.suppress(KitfsError):

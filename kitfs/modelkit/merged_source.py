@@ -22,7 +22,7 @@ from kitfs.modelkit.ignore import IgnoreRules
 from kitfs.modelkit.merged import MergedEntry, MergedTree, Place
 from kitfs.modelkit.nodes import InlineContent, MemberContent
 from kitfs.modelkit.pack_source import Source
-from kitfs.modelkit.upper import join
+from kitfs.modelkit.upper import UpperKind, join
 from kitfs.modelkit.walk import iter_file, refuse_writers
 from kitfs.store.store import Store
 
@@ -193,6 +193,21 @@ class MergedSource(Source):
     def has_directory(self, path: str) -> bool:
         """Whether there is a directory at a cleaned path."""
         return stat.S_ISDIR(find_mode(self._tree, path) or 0)
+
+    def has_file(self, path: str) -> bool:
+        """Whether there is a file at a cleaned path."""
+        return stat.S_ISREG(find_mode(self._tree, path) or 0)
+
+    def iter_written(self) -> Iterator[str]:
+        """Paths of all files in the upper directory."""
+        pending = [(b"", self._tree.root.upper)]
+        while pending:
+            above, directory = pending.pop()
+            for name, entry in directory.children.items() if directory is not None else ():
+                if entry.kind is UpperKind.DIRECTORY:
+                    pending.append((join(above, name), entry))
+                elif entry.kind is UpperKind.FILE:
+                    yield os.fsdecode(join(above, name))
 
     def list_others(self) -> list[tuple[str, int]]:
         """Path and ``st_mode`` of links, devices and the like in the upper directory."""
