@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.digest import Digest
-from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.entries import Advance, PathUnreadable, Reading, iter_layer
 from kitfs.modelkit.ignore import IgnoreRules
 from kitfs.modelkit.merged import MergedEntry, MergedTree, Place
@@ -25,6 +25,9 @@ from kitfs.modelkit.pack_source import Source
 from kitfs.modelkit.upper import UpperKind, join
 from kitfs.modelkit.walk import iter_file, refuse_writers
 from kitfs.store.store import Store
+
+if TYPE_CHECKING:
+    from kitfs.layer.reader import LayerReader
 
 _PIECE_SIZE = 1 << 20
 
@@ -55,6 +58,8 @@ class Readers:
             known = self._open.get(layer)
         if known is not None:
             return known
+        from kitfs.layer.reader import LayerReader  # 20 ms that a child of changed files alone does not need
+
         reader = LayerReader(self.store, layer)
         with self._lock:
             kept = self._open.setdefault(layer, reader)
