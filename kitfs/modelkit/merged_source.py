@@ -163,22 +163,20 @@ class MergedFolder:
         Raises:
             PathUnreadable: when there is none.
         """
-        found = self._find(os.fsencode(name))
+        raw = os.fsencode(name)
+        found = self._tree.look_up(self._place, self._path, raw)
         if found is None:
-            raise PathUnreadable(os.fsdecode(join(self._path, os.fsencode(name))), os.strerror(errno.ENOENT))
-        return found
+            raise PathUnreadable(os.fsdecode(join(self._path, raw)), os.strerror(errno.ENOENT))
+        return StagedEntry(found[0], found[1], self._tree, self._readers)
 
     def iter_entries(self) -> Iterator[StagedEntry]:
         """Its files and directories, names in byte order."""
-        return filter(None, map(self._find, self._tree.names(self._place)))
+        for entry, place in self._tree.iter_place(self._place, self._path):
+            yield StagedEntry(entry, place, self._tree, self._readers)
 
     def enter(self, entry: StagedEntry) -> nullcontext[MergedFolder]:
         """A directory of it."""
         return nullcontext(MergedFolder(self._tree, self._readers, entry.merged.path, entry.place))
-
-    def _find(self, name: bytes) -> StagedEntry | None:
-        found = self._tree.look_up(self._place, self._path, name)
-        return StagedEntry(found[0], found[1], self._tree, self._readers) if found is not None else None
 
 
 class MergedSource(Source):
