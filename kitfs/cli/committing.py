@@ -11,8 +11,10 @@ from kitfs.cli.environment import source_date_epoch
 from kitfs.cli.output import format_size, print_json, print_result, warn
 from kitfs.cli.progress import show_progress
 from kitfs.cli.settings import Settings, verb
+from kitfs.errors import KitfsError
 
 if TYPE_CHECKING:
+    from kitfs.digest import Digest
     from kitfs.modelkit.derive import Derived
     from kitfs.modelkit.derive_plan import DerivedLayer
     from kitfs.modelkit.resolve import ResolvedTree
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option("--ignore-untracked", is_flag=True, help="Leave out files that no entry of the Kitfile claims.")
 @click.option("--force", is_flag=True, help="Move REFERENCE when it is there already.")
+@click.option("--rebase", is_flag=True, help="Afterwards move the staging directory onto the new ModelKit, emptied.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, layer by layer, and do nothing.")
 def commit(
     settings: Settings,
@@ -45,12 +48,14 @@ def commit(
     compression: str | None,
     ignore_untracked: bool,
     force: bool,
+    rebase: bool,
     dry_run: bool,
 ) -> None:
     """Make a new ModelKit of DIRECTORY and tag it; its parent stays as it is.
 
     DIRECTORY is a writable mount, its staging directory, or any folder with a Kitfile. Layers without a change are the
     parent's own, and are not read. Prints the new ModelKitID and its parent. SOURCE_DATE_EPOCH sets the creation time.
+    With --rebase work goes on over the new ModelKit; its Kitfile is shown as kit writes it then, without comments.
     """
     from kitfs.layer.compress import PackCompression
     from kitfs.modelkit.derive import DeriveOptions, derive
@@ -64,11 +69,35 @@ def commit(
         moves_tag=force,
         created_s=source_date_epoch(),
         dry_run=dry_run,
+        rebases=rebase,
     )
     with settings.open_store() as store, show_progress(settings.progress) as progress:
         named = _resolve(store, parent) if parent is not None else None
         derived = derive(store, directory, target, parent=named, options=options, progress=progress, warn=warn)
     _show(settings, derived, target)
+    if rebase and derived.is_new and derived.manifest is not None:
+        _rebase(settings, derived, derived.manifest, target)
+
+
+def _rebase(settings: Settings, derived: Derived, child: Digest, target: Reference) -> None:
+    from kitfs.cli import writable
+    from kitfs.modelkit.resolve import reopen
+    from kitfs.modelkit.staging import StagingChanged
+
+    staging = derived.staging
+    assert staging is not None  # derive refuses anything else
+
+    def check() -> None:
+        if not derived.is_as_read():
+            raise StagingChanged(staging.path)
+
+    with settings.open_store() as store:
+        moved = reopen(store, target.display, [child, *store.get_manifest(child).parents])
+    try:
+        writable.rebase(settings, staging, moved, check)
+    except KitfsError as error:
+        error.hint = f"{target.display} is committed; {staging.path} is over {staging.record.reference} as before"
+        raise
 
 
 def _resolve(store: Store, reference: str) -> ResolvedTree:

@@ -23,7 +23,7 @@ from kitfs.cli.config import check_materialise
 from kitfs.cli.output import say, warn
 from kitfs.errors import KitfsError
 from kitfs.modelkit import staging as stagings
-from kitfs.modelkit.staging import Staging, StagingChanged, StagingMounted, StagingUnusable
+from kitfs.modelkit.staging import Staging, StagingMounted, StagingUnusable
 from kitfs.mountinfo import find_overlays
 from kitfs.store.layout import Layout
 from kitfs.store.sessions import SessionOptions
@@ -112,9 +112,7 @@ def refuse_mounted(settings: Settings, staging: Staging) -> None:
         time.sleep(_ENDING_S / 100)
 
 
-def rebase(
-    settings: Settings, staging: Staging, resolved: ResolvedTree, *, is_current: Callable[[], bool] = lambda: True
-) -> Staging:
+def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree, check: Callable[[], None]) -> Staging:
     """Move a staging directory onto another ModelKit, with nothing changed; what is mounted is mounted again over that.
 
     Killed on its way it leaves the directory as it was or moved, mounted or not.
@@ -122,8 +120,8 @@ def rebase(
     Args:
         settings: Global options.
         staging: The staging directory.
-        resolved: The other ModelKit and its parents.
-        is_current: Whether what was changed is what that ModelKit has; asked when nobody can write any more.
+        resolved: What it is moved onto.
+        check: Called when nobody can write any more; what it raises leaves everything as before.
 
     Raises:
         MountBusy: when somebody uses the mount; everything is as before then.
@@ -140,8 +138,7 @@ def rebase(
             _unmount(settings, one)
         refuse_mounted(settings, staging)
         try:
-            if not is_current():
-                raise StagingChanged(staging.path)
+            check()
             moved = stagings.rebase_held(staging.layout, staging, resolved.reference, resolved.digests)
         except BaseException:
             with contextlib.suppress(KitfsError):

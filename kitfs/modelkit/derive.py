@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from kitfs.layer.compress import PackCompression
 from kitfs.modelkit.derive_manifest import choose_form, is_legacy, without_digests
 from kitfs.modelkit.derive_plan import DerivedLayer, Form, LayerState, plan_layers
 from kitfs.modelkit.derive_source import DeriveSource, open_folder, open_staged
+from kitfs.modelkit.left_behind import refuse_left_behind
+from kitfs.modelkit.merged_source import MergedSource
 from kitfs.modelkit.pack import check_request
 from kitfs.modelkit.pack_layers import PackedLayer, pack_layers
 from kitfs.modelkit.pack_options import PackOptions, check_options
@@ -60,6 +62,13 @@ class MessageUnusable(UsageError):
     """A message that a manifest can not hold."""
 
 
+class StagingNeeded(UsageError):
+    """A plain folder where a staging directory is needed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is no staging directory, and only one can be moved onto what is made of it")
+
+
 class ParentGiven(UsageError):
     """A parent was named for a staging directory, which has one."""
 
@@ -78,6 +87,7 @@ class DeriveOptions:
         moves_tag: Whether the tag may be there already.
         created_s: Creation time to record, seconds since the epoch; None for now.
         dry_run: Only look what would be done.
+        rebases: Refuse what would be lost when the staging directory is emptied afterwards; the caller does that.
     """
 
     message: str = ""
@@ -86,6 +96,7 @@ class DeriveOptions:
     moves_tag: bool = False
     created_s: int | None = None
     dry_run: bool = False
+    rebases: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +108,16 @@ class Derived:
         parent: The parent; None for a folder without one.
         layers: What became of each layer.
         is_new: Whether there was anything to commit.
+        staging: The staging directory that it was made of.
+        is_as_read: Whether that still holds what was committed; it is looked through again.
     """
 
     manifest: Digest | None
     parent: ResolvedTree | None
     layers: Sequence[DerivedLayer]
     is_new: bool
+    staging: Staging | None = None
+    is_as_read: Callable[[], bool] = lambda: True
 
 
 def derive(
@@ -132,7 +147,8 @@ def derive(
     Raises:
         TagTaken: when the tag is there and must not be moved.
         FilesUntracked: when files are under no entry of the Kitfile.
-        ParentGiven, MessageUnusable, PackUnusable, StagingUnusable: when the request can not be carried out.
+        FilesLeftBehind: when the staging directory is to be emptied, and has other files.
+        StagingNeeded, ParentGiven, MessageUnusable, PackUnusable, StagingUnusable: when the request can not be done.
         KitfileNotFound, KitfileMalformed, PathsUnpackable, IgnoreMalformed: when they can not be used.
         FileChanged, FileOpenForWriting, TreeChanged: when somebody writes to the tree, twice in a row.
         PathUnreadable, UpperUnreadable, UpperMalformed: when the tree can not be read.
@@ -144,6 +160,8 @@ def derive(
     staging = find_staging(path)
     if staging is not None and parent is not None:
         raise ParentGiven(staging.path, staging.record.reference)
+    if staging is None and options.rebases:
+        raise StagingNeeded(path)
     _check_tag(store, reference, options)
     with store.lease(f"commit {path}") as lease:
         for digest in _list_parents(store, staging, parent):
@@ -154,7 +172,8 @@ def derive(
             try:
                 with _open(store, path, staging, parent, reference, tell) as source:
                     deriving = _Deriving(store, lease, path, source, parent, options, progress or NoProgress(), tell)
-                    return deriving.run(reference)
+                    derived = deriving.run(reference)
+                    return replace(derived, staging=staging, is_as_read=source.is_as_read)
             except (FileChanged, FileOpenForWriting, TreeChanged) as error:
                 if not left:
                     error.hint = _CHANGED_HINT if isinstance(error, FileChanged) else error.hint
@@ -256,6 +275,8 @@ class _Deriving:
             self._warn(warning)
         if not self._options.ignores_untracked or self._source.parents.manifests:
             self._refuse_untracked()
+        if self._options.rebases and isinstance(self._source.layers, MergedSource):
+            refuse_left_behind(self._source.layers, self._source.kitfile)
         kit = self._parent.kits[0] if self._parent is not None else None
         form = _choose_layer_form(kit, self._options.compression)
         check_options(self._source.kitfile, PackOptions(model_pack=form.family is Family.MODELPACK))

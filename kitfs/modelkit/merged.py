@@ -128,12 +128,21 @@ class MergedTree:
         place = self._find_place(path)
         if place is None:
             raise NodeNotFound(path)
+        yield from (entry for entry, _ in self.iter_place(place, path))
+
+    def iter_place(self, place: Place, path: bytes) -> Iterator[Found]:
+        """What a merged directory holds, in byte order of names.
+
+        Args:
+            place: The directory.
+            path: Where it is.
+        """
         uppers = place.upper.children if place.upper is not None else {}
         lowers = {node.name: node for node in self._iter_lower(place)}
         for name in sorted(uppers.keys() | lowers.keys()):
             found = self._merge(place, path, name, uppers.get(name), lowers.get(name))
             if found is not None:
-                yield found[0]
+                yield found
 
     def _iter_lower(self, place: Place) -> Iterator[Node]:
         return self.tree.iter_children(place.lower.number) if place.lower is not None else iter(())

@@ -13,21 +13,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kitfs.archive.tar_toc import MemberKind
 from kitfs.digest import Digest
 from kitfs.layer.known import KnownPart
-from kitfs.layer.known_layer import KnownLayer
 from kitfs.layer.policy import Materialise
-from kitfs.layer.reader import LayerReader
 from kitfs.modelkit.entries import Advance, PathUnreadable, Reading, iter_layer
 from kitfs.modelkit.ignore import IgnoreRules
 from kitfs.modelkit.merged import MergedEntry, MergedTree, Place
 from kitfs.modelkit.nodes import InlineContent, MemberContent
 from kitfs.modelkit.pack_source import Source
-from kitfs.modelkit.upper import join
+from kitfs.modelkit.upper import UpperKind, join
 from kitfs.modelkit.walk import iter_file, refuse_writers
 from kitfs.store.store import Store
+
+if TYPE_CHECKING:
+    from kitfs.layer.known_layer import KnownLayer
+    from kitfs.layer.reader import LayerReader
 
 _PIECE_SIZE = 1 << 20
 
@@ -70,6 +73,9 @@ class Readers:
             known = self._open.get(layer)
         if known is not None:
             return known
+        from kitfs.layer.known_layer import KnownLayer
+        from kitfs.layer.reader import LayerReader  # 20 ms that a child of changed files alone does not need
+
         reader = LayerReader(self.store, layer, materialise=Materialise.NEVER)
         opened = reader, KnownLayer(self.store, reader)
         with self._lock:
@@ -181,22 +187,20 @@ class MergedFolder:
         Raises:
             PathUnreadable: when there is none.
         """
-        found = self._find(os.fsencode(name))
+        raw = os.fsencode(name)
+        found = self._tree.look_up(self._place, self._path, raw)
         if found is None:
-            raise PathUnreadable(os.fsdecode(join(self._path, os.fsencode(name))), os.strerror(errno.ENOENT))
-        return found
+            raise PathUnreadable(os.fsdecode(join(self._path, raw)), os.strerror(errno.ENOENT))
+        return StagedEntry(found[0], found[1], self._tree, self._readers)
 
     def iter_entries(self) -> Iterator[StagedEntry]:
         """Its files and directories, names in byte order."""
-        return filter(None, map(self._find, self._tree.names(self._place)))
+        for entry, place in self._tree.iter_place(self._place, self._path):
+            yield StagedEntry(entry, place, self._tree, self._readers)
 
     def enter(self, entry: StagedEntry) -> nullcontext[MergedFolder]:
         """A directory of it."""
         return nullcontext(MergedFolder(self._tree, self._readers, entry.merged.path, entry.place))
-
-    def _find(self, name: bytes) -> StagedEntry | None:
-        found = self._tree.look_up(self._place, self._path, name)
-        return StagedEntry(found[0], found[1], self._tree, self._readers) if found is not None else None
 
 
 class MergedSource(Source):
@@ -216,6 +220,21 @@ class MergedSource(Source):
     def has_directory(self, path: str) -> bool:
         """Whether there is a directory at a cleaned path."""
         return stat.S_ISDIR(find_mode(self._tree, path) or 0)
+
+    def has_file(self, path: str) -> bool:
+        """Whether there is a file at a cleaned path."""
+        return stat.S_ISREG(find_mode(self._tree, path) or 0)
+
+    def iter_written(self) -> Iterator[str]:
+        """Paths of all files in the upper directory."""
+        pending = [(b"", self._tree.root.upper)]
+        while pending:
+            above, directory = pending.pop()
+            for name, entry in directory.children.items() if directory is not None else ():
+                if entry.kind is UpperKind.DIRECTORY:
+                    pending.append((join(above, name), entry))
+                elif entry.kind is UpperKind.FILE:
+                    yield os.fsdecode(join(above, name))
 
     def list_others(self) -> list[tuple[str, int]]:
         """Path and ``st_mode`` of links, devices and the like in the upper directory."""

@@ -23,14 +23,17 @@ from kitfs.cli.settings import Settings
 from kitfs.cli.writable import rebase
 from kitfs.errors import KitfsError
 from kitfs.modelkit.resolve import resolve
-from kitfs.modelkit.staging import find_staging
+from kitfs.modelkit.staging import StagingChanged, find_staging
 from kitfs.oci.reference import parse_reference
 settings = Settings()
+def check():
+    if "changed" in sys.argv:
+        raise StagingChanged(pathlib.Path(sys.argv[1]))
 try:
     with settings.open_store() as store:
         resolved = resolve(store, parse_reference(sys.argv[2]))
         staging = find_staging(pathlib.Path(sys.argv[1]))
-        rebase(settings, staging, resolved, is_current=lambda: "changed" not in sys.argv)
+        rebase(settings, staging, resolved, check)
     print(0)
 except KitfsError as error:
     print(exit_code(error))
