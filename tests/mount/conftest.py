@@ -125,9 +125,11 @@ class Machine:
     def python(self, script: str, *arguments: object) -> str:
         """What a Python of the same user prints."""
         command = [*self.prefix, self.interpreter, "-c", script, *map(str, arguments)]
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=True, timeout=TIMEOUT_S
-        ).stdout
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def describe(self) -> str:
         """What each process waits for, and what the daemon has logged: for a command that hangs."""
