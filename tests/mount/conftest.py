@@ -11,7 +11,6 @@ import random
 import select
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import sysconfig
@@ -241,33 +240,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     check_usable()
     with running(tmp_path_factory.mktemp("workshop")) as made:
         yield made
-
-
-def _read_tree(top: Path) -> dict[str, tuple[int, bytes | None]]:
-    return {
-        str(path.relative_to(top)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes() if path.is_file() else None)
-        for path in top.rglob("*")
-    }
-
-
-@pytest.fixture
-def read_tree() -> Callable[[Path], dict[str, tuple[int, bytes | None]]]:
-    """Reads a tree: mode and bytes by path, None for a directory's bytes."""
-    return _read_tree
-
-
-def _run_kit(home: Path, *arguments: object) -> str:
-    command = [os.environ["KITFS_TEST_KIT"], *map(str, arguments)]
-    environment = os.environ | {"KITOPS_HOME": str(home)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def kit() -> Callable[..., str] | None:
-    """Runs the kit of ``KITFS_TEST_KIT`` on a home of it, ``(home, *arguments)``; None without one."""
-    return _run_kit if os.environ.get("KITFS_TEST_KIT") else None
 
 
 @pytest.fixture
