@@ -8,11 +8,13 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import zstandard
 from hypothesis import HealthCheck, settings
+
+from kitfs.cli.main import run
 
 PROJECT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("KITFS_TEST_SHARED", PROJECT.parent / "shared"))
@@ -46,6 +48,32 @@ def corpora() -> Path:
 def store_home(tmp_path: Path) -> Path:
     """A fresh place for a store."""
     return tmp_path / "home"
+
+
+class Done(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run_verb(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run a verb in this process, with the environment as it is; no traceback is ever printed."""
+
+    def call(*arguments: object) -> Done:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Done(code, captured.out, captured.err)
+
+    return call
 
 
 RECORDED = ["kit-v0.1.0", "kit-v0.1.3", "kit-v0.2.3", "kit-v0.2.5", "kit-v0.4.0", "kit-v1.7.0", "modctl"]
