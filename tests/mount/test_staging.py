@@ -294,6 +294,14 @@ def test_prefetch_knows_a_writable_mount_by_its_place(writer):
     writer.run("umount", place)
 
 
+def find_command(entry: Path) -> bytes:
+    """The command line of a process, empty when it is gone."""
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 @pytest.mark.parametrize("writer", ["user"], indirect=True)
 @pytest.mark.parametrize("what", ["mnt", "--all", "kit:1"])
 def test_killed_fuse_overlayfs_is_cleared(writer, wait_for_end, what):
