@@ -1,4 +1,4 @@
-"""Staging directories and their mounts in odd places: other namespaces, containers, moved stores, names with anything."""
+"""Staging directories in odd places: other namespaces, containers, moved stores, names with anything in them."""
 
 import os
 import shutil
