@@ -24,10 +24,11 @@ from kitfs.cli.output import say, warn
 from kitfs.errors import KitfsError
 from kitfs.modelkit import staging as stagings
 from kitfs.modelkit.staging import Staging, StagingMounted, StagingUnusable
+from kitfs.modelkit.staging_record import read_record
 from kitfs.mountinfo import find_overlays
 from kitfs.store.layout import Layout
 from kitfs.store.sessions import SessionOptions
-from kitfs.store.staging import RECORD_NAME, iter_registrations, register
+from kitfs.store.staging import iter_registrations, register
 
 if TYPE_CHECKING:
     from kitfs.cli.settings import Settings
@@ -172,20 +173,27 @@ def _staging(settings: Settings, call: PrepareCall, path: Path | None) -> Iterat
 
     reference = parse_reference(call.reference)
     path = path or _default_path(settings, reference)
+    staging, is_new = _open_or_create(settings, call, path, reference)
     try:
-        staging = stagings.open_staging(path)
-    except stagings.StagingNotFound:
-        staging = _create(settings, call, path, reference)
-    else:
-        yield _check_record(settings, staging, reference)
-        return
-    try:
-        yield staging
+        yield staging if is_new else _check_record(settings, staging, reference)
     except BaseException:
-        with contextlib.suppress(KitfsError):
-            refuse_mounted(settings, staging)
-            stagings.remove_staging(staging.layout, staging.path)
+        if is_new:
+            with contextlib.suppress(KitfsError):
+                refuse_mounted(settings, staging)
+                stagings.remove_staging(staging.layout, staging.path)
         raise
+
+
+def _open_or_create(settings: Settings, call: PrepareCall, path: Path, reference: Reference) -> tuple[Staging, bool]:
+    """A staging directory, and whether it was made here."""
+    with contextlib.suppress(stagings.StagingNotFound):
+        return stagings.open_staging(path), False
+    try:
+        return _create(settings, call, path, reference), True
+    except StagingUnusable as error:
+        with contextlib.suppress(stagings.StagingNotFound):
+            return stagings.open_staging(path), False  # another command has made it meanwhile
+        raise error from None
 
 
 def _default_path(settings: Settings, reference: Reference) -> Path:
@@ -198,7 +206,17 @@ def _default_path(settings: Settings, reference: Reference) -> Path:
                 return path
     name = _UNFIT.sub("-", reference.display)[-_NAME_SIZE_MAX:].strip("-.")
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(folder / name for name in names if not (folder / name / RECORD_NAME).exists())
+    return next(path for path in map(folder.joinpath, names) if _is_free(path, reference))
+
+
+def _is_free(path: Path, reference: Reference) -> bool:
+    """Whether a place in the store is no staging directory, or one that is being made for a reference."""
+    try:
+        return read_record(path).reference == reference.display
+    except stagings.StagingNotFound:
+        return True
+    except stagings.StagingMalformed:
+        return False
 
 
 def _create(settings: Settings, call: PrepareCall, path: Path, reference: Reference) -> Staging:

@@ -365,6 +365,11 @@ class Writer:
         """What lies below a directory, with its bytes."""
         return self.machine.python(LIST, place)
 
+    def staging_list(self) -> list[dict[str, Any]]:
+        """What ``kitfs staging list`` says."""
+        found: list[dict[str, Any]] = json.loads(self.machine.run("staging", "list", "--format", "json").stdout)
+        return found
+
     def write(self, path: Path, text: str) -> None:
         """Write a file."""
         self.machine.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", path, text)

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -60,10 +59,6 @@ def move_tag(writer) -> None:
     writer.write(writer.folder / "src/docs/README.md", "another\n")
     writer.run("pack", writer.folder / "src", "-t", "other:1")
     writer.run("tag", "other:1", "kit:1")
-
-
-def listed(writer) -> list[dict]:
-    return json.loads(writer.run("staging", "list", "--format", "json").stdout)
 
 
 def test_mounted_again_it_is_over_the_same_parents_whatever_the_tag_means(writer):
@@ -131,10 +126,10 @@ def test_its_parents_are_kept_until_it_goes(writer):
     assert writer.listing(place) == before
     writer.run("umount", place)
     shutil.rmtree(writer.folder / "work")
-    assert [one["problem"] for one in listed(writer)] == ["it is not there"]
+    assert [one["problem"] for one in writer.staging_list()] == ["it is not there"]
     went = {one["kind"] for one in json.loads(writer.run("gc", "--format", "json").stdout)["removed"]}
     assert went >= {"ModelKit", "staging"}
-    assert listed(writer) == [] and list((writer.home / "staging").iterdir()) == []
+    assert writer.staging_list() == [] and list((writer.home / "staging").iterdir()) == []
 
 
 def test_list_and_remove(writer):
@@ -142,7 +137,7 @@ def test_list_and_remove(writer):
     place = writer.mount_writable()
     writer.python("import os, sys; os.mkdir(sys.argv[1]); open(sys.argv[1] + '/f', 'wb').write(bytes(9000));"
                   " os.chmod(sys.argv[1], 0o500)", place / "docs/sealed")  # fmt: skip
-    (one,) = listed(writer)
+    (one,) = writer.staging_list()
     assert one.pop("size") >= 9000
     assert one == {
         "name": "kit-1",
@@ -155,9 +150,9 @@ def test_list_and_remove(writer):
     assert writer.run("staging", "list", "-q").stdout == "kit-1\n" and "kit-1" in writer.run("staging", "list").stdout
     assert writer.run("ps").stdout.splitlines()[1].split()[:3] == ["kit:1", str(place), "rw"]
     writer.run("umount", "kit:1")
-    assert [one["mountpoint"] for one in listed(writer)] == [None]
+    assert [one["mountpoint"] for one in writer.staging_list()] == [None]
     writer.run("staging", "remove", "kit-1")
-    assert listed(writer) == [] and list((writer.home / "staging").iterdir()) == []
+    assert writer.staging_list() == [] and list((writer.home / "staging").iterdir()) == []
     writer.run("staging", "remove", "kit-1", status=3)
 
 
@@ -265,13 +260,13 @@ def test_rebased_it_shows_the_other_with_nothing_changed(writer):
     assert writer.listing(place) == writer.listing(other) != before
     assert next(line for line in mountinfo.read_mounts() if line.mountpoint == place).flags >= {"rw", "noexec"}
     writer.write(place / "docs/new", "again")
-    assert [(one["reference"], one["mountpoint"]) for one in listed(writer)] == [("other:1", str(place))]
+    assert [(one["reference"], one["mountpoint"]) for one in writer.staging_list()] == [("other:1", str(place))]
     writer.run("umount", "--all")
     assert writer.python(REBASE, writer.home / "staging/kit-1", "kit:1") == "0\n"
     writer.run("mount", "kit:1", place, "--writable")
     assert "docs/new" not in writer.listing(place)
     writer.run("umount", place)
-    assert len(listed(writer)) == 1
+    assert len(writer.staging_list()) == 1
 
 
 @pytest.mark.parametrize("writer", ["root"], indirect=True)
@@ -292,30 +287,3 @@ def test_prefetch_knows_a_writable_mount_by_its_place(writer):
     told = json.loads(writer.run("prefetch", place, place / "model", "--format", "json").stdout)
     assert {one["path"] for group in told.values() for one in group} == {"model/weights.bin", "model/private.bin"}
     writer.run("umount", place)
-
-
-def find_command(entry: Path) -> bytes:
-    """The command line of a process, empty when it is gone."""
-    try:
-        return (entry / "cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-@pytest.mark.parametrize("writer", ["user"], indirect=True)
-@pytest.mark.parametrize("what", ["mnt", "--all", "kit:1"])
-def test_killed_fuse_overlayfs_is_cleared(writer, wait_for_end, what):
-    """Its mount is dead; unmounting takes it and what it lay over, and what was written is there the next time."""
-    place = writer.mount_writable()
-    writer.write(place / "docs/new", "mine")
-    before = writer.listing(place)
-    command = f"fuse-overlayfs\0-o\0lowerdir={writer.environment['XDG_RUNTIME_DIR']}".encode()
-    (pid,) = (int(entry.name) for entry in Path("/proc").glob("[0-9]*") if find_command(entry).startswith(command))
-    os.kill(pid, signal.SIGKILL)
-    wait_for_end(pid)
-    writer.run("umount", place if what == "mnt" else what)
-    assert writer.all_mounts() == []
-    writer.run("mount", "kit:1", place, "--writable")
-    assert writer.listing(place) == before
-    writer.run("umount", place)
-    assert writer.sessions() == []

@@ -1,14 +1,35 @@
-"""Where staging directories and their mounts may lie: other namespaces, containers, odd names, a moved store."""
+"""Staging directories in odd places: other namespaces, containers, moved stores, names with anything in them."""
 
-import json
+import os
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from kitfs.modelkit import staging as stagings
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
+
+
+@pytest.mark.parametrize("writer", ["user"], indirect=True)
+@pytest.mark.parametrize("what", ["mnt", "--all", "kit:1"])
+def test_killed_fuse_overlayfs_is_cleared(writer, wait_for_end, what):
+    """Its mount is dead; unmounting takes it and what it lay over, and what was written is there the next time."""
+    place = writer.mount_writable()
+    writer.write(place / "docs/new", "mine")
+    before = writer.listing(place)
+    command = f"fuse-overlayfs\0-o\0lowerdir={writer.environment['XDG_RUNTIME_DIR']}".encode()
+    (pid,) = (int(entry.name) for entry in Path("/proc").glob("[0-9]*") if find_command(entry).startswith(command))
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    writer.run("umount", place if what == "mnt" else what)
+    assert writer.all_mounts() == []
+    writer.run("mount", "kit:1", place, "--writable")
+    assert writer.listing(place) == before
+    writer.run("umount", place)
+    assert writer.sessions() == []
 
 
 @pytest.mark.parametrize("writer", ["root"], indirect=True)
@@ -25,9 +46,7 @@ def test_mounted_in_another_namespace_it_is_mounted(writer):
         assert writer.all_mounts() == []
         writer.run("mount", "kit:1", second, "--writable", status=7)
         writer.run("umount", "--all")
-        assert [one["mountpoint"] for one in json.loads(writer.run("staging", "list", "--format", "json").stdout)] == [
-            str(place)
-        ]
+        assert [one["mountpoint"] for one in writer.staging_list()] == [str(place)]
         other.stdin.write("\n")
         other.stdin.flush()
         assert other.stdout.readline() == "read me\n"
@@ -111,3 +130,11 @@ def test_store_that_was_moved_has_its_staging_directories(writer):
     writer.run("mount", "kit:1", second, "--writable", "--staging", writer.folder / "work")
     assert writer.listing(second) == before
     writer.run("umount", "--all")
+
+
+def find_command(entry: Path) -> bytes:
+    """The command line of a process, empty when it is gone."""
+    try:
+        return (entry / "cmdline").read_bytes()
+    except OSError:
+        return b""
