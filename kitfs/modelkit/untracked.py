@@ -41,6 +41,8 @@ class FilesUntracked(KitfsError):
         what = "a file is" if len(lines) == 1 else f"{len(lines)} files are"
         super().__init__("\n".join([f"{what} under no entry of the Kitfile:", *shown, *more]))
         self.lines = lines
+        if any(_FOREIGN in line for line in lines):
+            self.hint = f"{self.hint}; to change that ModelKit's files set model.path to its folder"
 
 
 def list_untracked(source: Source, kitfile: Kitfile, borrowed: Borrowed, warn: Callable[[str], None]) -> list[str]:
