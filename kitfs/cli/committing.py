@@ -82,7 +82,7 @@ def commit(
 def _rebase(settings: Settings, derived: Derived, child: Digest, target: Reference) -> None:
     from kitfs.cli import writable
     from kitfs.modelkit.resolve import reopen
-    from kitfs.modelkit.staging import StagingChanged
+    from kitfs.modelkit.staging import StagingChanged, open_staging
 
     staging = derived.staging
     assert staging is not None  # derive refuses anything else
@@ -96,7 +96,9 @@ def _rebase(settings: Settings, derived: Derived, child: Digest, target: Referen
     try:
         writable.rebase(settings, staging, moved, check)
     except KitfsError as error:
-        error.hint = f"{target.display} is committed; {staging.path} is over {staging.record.reference} as before"
+        error.hint = (
+            f"{target.display} is committed; {staging.path} is over {open_staging(staging.path).record.reference}"
+        )
         raise
 
 

@@ -113,7 +113,9 @@ def refuse_mounted(settings: Settings, staging: Staging) -> None:
         time.sleep(_ENDING_S / 100)
 
 
-def rebase(settings: Settings, staging: Staging, resolved: ResolvedTree, check: Callable[[], None]) -> Staging:
+def rebase(
+    settings: Settings, staging: Staging, resolved: ResolvedTree, check: Callable[[], object] = lambda: None
+) -> Staging:
     """Move a staging directory onto another ModelKit, with nothing changed; what is mounted is mounted again over that.
 
     Killed on its way it leaves the directory as it was or moved, mounted or not.

@@ -65,7 +65,7 @@ class Borrowed:
         if file is None:
             return None
         if entry.member is None:
-            is_mode = not self._is_staged or entry.mode == file.mode  # a folder's modes are its umask's
+            is_mode = entry.mode == file.mode if self._is_staged else _may_be_umask(entry.mode, file.mode)
             return is_mode and entry.size == file.size and has_digest(entry, file.digest)
         if entry.mode != file.mode:
             return False
@@ -85,6 +85,11 @@ class Borrowed:
         if not self._is_staged or self._former:
             return []
         return [path for path in self._files if path not in seen]
+
+
+def _may_be_umask(mode: int, recorded: int) -> bool:
+    """Whether a file with a recorded mode may have got this one when it was unpacked."""
+    return not mode & ~recorded and not recorded & ~mode & 0o700
 
 
 def _iter_files(parent: Parent, kits: Sequence[Kit]) -> Iterator[tuple[str, _File]]:

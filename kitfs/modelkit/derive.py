@@ -30,7 +30,7 @@ from kitfs.modelkit.parentage import Parents, find_parents
 from kitfs.modelkit.publish import Publication
 from kitfs.modelkit.resolve import Kit, ResolvedTree, reopen
 from kitfs.modelkit.staging import Staging, StagingUnusable, find_staging
-from kitfs.modelkit.untracked import FilesUntracked, list_untracked
+from kitfs.modelkit.untracked import find_untracked
 from kitfs.modelkit.walk import FileChanged, FileOpenForWriting
 from kitfs.oci.kitfile import Kitfile, iter_warnings
 from kitfs.oci.manifest import Descriptor
@@ -289,9 +289,9 @@ class _Deriving:
 
     def _refuse_untracked(self) -> None:
         source = self._source
-        found = list_untracked(source.layers, source.kitfile, source.borrowed, self._warn)
-        if found and not self._options.ignores_untracked:
-            raise FilesUntracked(found)
+        found = find_untracked(source.layers, source.kitfile, source.borrowed, self._warn)
+        if found is not None and not self._options.ignores_untracked:
+            raise found
 
     def _is_unchanged(self, parent: ResolvedTree, layers: Sequence[DerivedLayer]) -> bool:
         kit = parent.kits[0]

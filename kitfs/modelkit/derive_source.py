@@ -42,6 +42,9 @@ FindParents = Callable[[Kitfile], Parents]
 """Follows ``model.path``."""
 
 
+_INIT_HINT = "write one; kitfs init DIRECTORY makes a first, of a mount too"
+
+
 @dataclass(frozen=True, slots=True)
 class DeriveSource:
     """A tree with its Kitfile.
@@ -115,10 +118,9 @@ def _find_kitfile(merged: MergedTree, top: MergedFolder, staging: Staging, paren
             return _judge_kitfile(raw, parent.kits[0].kitfile, find_problem, find_lost)
     reason = "none of " + ", ".join(KITFILE_NAMES)
     error = KitfileNotFound(staging.path, f"{next(iter(modes))} is no file" if modes else reason)
-    own = f"kitfs info {staging.record.reference} prints the parent's"
-    error.hint = (
-        own if parent.kits[0].kitfile is not None else "write one; kitfs init DIRECTORY makes a first, of a mount too"
-    )
+    error.hint = f"kitfs info {staging.record.reference} prints the parent's"
+    if parent.kits[0].kitfile is None:
+        error.hint = _INIT_HINT
     raise error
 
 
@@ -176,7 +178,7 @@ def open_folder(
     try:
         raw = read_kitfile(folder, None)
     except KitfileNotFound as error:
-        error.hint = "kitfs init makes one; a staging directory is named by kitfs staging list"
+        error.hint = f"{_INIT_HINT}; kitfs staging list shows staging directories"
         raise
     with looking_into(folder) as find_problem:
         kitfile = _judge_kitfile(raw, resolved.kits[0].kitfile if resolved else None, find_problem, find_problem)

@@ -23,7 +23,7 @@ from kitfs.oci.kitfile import Kitfile, clean_path
 
 SHOWN_MAX = 20
 
-_FOREIGN = "its bytes are the ModelKit's that model.path names"
+_HINTS = ("add entries to the Kitfile", "name them in .kitignore", "leave them out with --ignore-untracked")
 
 
 class FilesUntracked(KitfsError):
@@ -33,20 +33,26 @@ class FilesUntracked(KitfsError):
         lines: One for each, with its reason where there is a special one.
     """
 
-    hint = "add entries to the Kitfile, or name them in .kitignore, or leave them out with --ignore-untracked"
+    def __init__(self, lines: list[str], named: str = "") -> None:
+        """Say which.
 
-    def __init__(self, lines: list[str]) -> None:
+        Args:
+            lines: See the class.
+            named: What ``model.path`` says, where files of that ModelKit are among them.
+        """
         shown = [f"  {line}" for line in lines[:SHOWN_MAX]]
         more = [f"  and {len(lines) - SHOWN_MAX} more"] if len(lines) > SHOWN_MAX else []
         what = "a file is" if len(lines) == 1 else f"{len(lines)} files are"
         super().__init__("\n".join([f"{what} under no entry of the Kitfile:", *shown, *more]))
         self.lines = lines
-        if any(_FOREIGN in line for line in lines):
-            self.hint = f"{self.hint}; to change that ModelKit's files set model.path to its folder"
+        first = f"{_HINTS[0]}, and make model.path the folder itself where the model of {named} is to change"
+        self.hint = ", or ".join((first, *_HINTS[1:]) if named else _HINTS)
 
 
-def list_untracked(source: Source, kitfile: Kitfile, borrowed: Borrowed, warn: Callable[[str], None]) -> list[str]:
-    """What would be dropped, one line each, in the order of the tree; then what no ModelKit can hold.
+def find_untracked(
+    source: Source, kitfile: Kitfile, borrowed: Borrowed, warn: Callable[[str], None]
+) -> FilesUntracked | None:
+    """What would be dropped, in the order of the tree; then what no ModelKit can hold. None for nothing.
 
     Args:
         source: The tree.
@@ -58,7 +64,9 @@ def list_untracked(source: Source, kitfile: Kitfile, borrowed: Borrowed, warn: C
         PathTaken: when an entry claims a file of a ModelKit that ``model.path`` names.
         PathUnreadable, UpperUnreadable, FileChanged, FileOpenForWriting: when the tree can not be read.
     """
-    return list(_Search(source, kitfile, borrowed).iter_lines(warn))
+    search = _Search(source, kitfile, borrowed)
+    lines = list(search.iter_lines(warn))
+    return FilesUntracked(lines, search.reference if search.is_borrowed_changed else "") if lines else None
 
 
 class _Search:
@@ -67,7 +75,8 @@ class _Search:
         self._claimed = frozenset(iter_entry_paths(kitfile))
         self._remote = {clean_path(one.path): one.remote_path for one in kitfile.datasets if one.remote_path}
         self._borrowed = borrowed
-        self._reference = kitfile.model.path if kitfile.model is not None else ""
+        self.reference = kitfile.model.path if kitfile.model is not None else ""
+        self.is_borrowed_changed = False
 
     def iter_lines(self, warn: Callable[[str], None]) -> Iterator[str]:
         elsewhere: Counter[str] = Counter()
@@ -80,12 +89,13 @@ class _Search:
             if owner not in self._claimed:
                 yield from self._judge(entry)
             elif self._borrowed.has_file(entry.path):
-                raise PathTaken(entry.path, self._reference)
+                raise PathTaken(entry.path, self.reference)
             elif owner in self._remote:
                 elsewhere[owner] += 1
-        for path in self._borrowed.list_missing(seen):
-            yield f"{show_path(path)} (removed; {_FOREIGN})"
         ignoring = self._tree.rules.layer(".")
+        for path in self._borrowed.list_missing(seen):
+            if not ignoring.leaves_out(path):
+                yield self._describe(path, "deleted")
         for path, mode in self._tree.list_others():
             if not ignoring.leaves_out(path):
                 what = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a directory"
@@ -99,7 +109,11 @@ class _Search:
             case None:
                 yield show_path(entry.path)
             case False:
-                yield f"{show_path(entry.path)} (changed; {_FOREIGN})"
+                yield self._describe(entry.path, "changed")
+
+    def _describe(self, path: str, what: str) -> str:
+        self.is_borrowed_changed = True
+        return f"{show_path(path)} ({what}; it belongs to {self.reference}, which model.path names)"
 
     def _find_owner(self, path: str) -> str:
         """The most specific entry that has a path, the Kitfile's own or one of a ModelKit that it names."""

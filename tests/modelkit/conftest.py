@@ -7,18 +7,24 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
 from kitfs.digest import Digest
 from kitfs.layer.reader import LayerReader
+from kitfs.modelkit.derive import Derived, DeriveOptions, derive
 from kitfs.modelkit.pack import pack
+from kitfs.modelkit.pack_options import PackOptions
+from kitfs.modelkit.resolve import resolve
 from kitfs.modelkit.sessions import prepare_session
+from kitfs.modelkit.staging import create_staging
+from kitfs.modelkit.unpack import unpack
 from kitfs.oci.reference import parse_reference
-from kitfs.progress import NoProgress
+from kitfs.progress import NoProgress, Progress, Step
 from kitfs.store import catalog, schema
 from kitfs.store.fsck import check
 from kitfs.store.records import InodeRange
@@ -229,3 +235,119 @@ def upper(tmp_path: Path) -> Path:
     except OSError:
         pytest.skip("no user xattrs here")
     return path
+
+
+KITFILE = "manifestVersion: 1.0.0\nmodel: {name: m, path: model}\ndatasets: [{path: data}]\ndocs: [{path: docs/a}]\n"
+CONTENT = {"model/w": "weights", "data/x": "1", "data/sub/y": "2", "docs/a": "a"}
+
+
+class Work:
+    """A ModelKit, and a place where it is changed: a staging directory over it, or a folder that was unpacked."""
+
+    def __init__(self, store: Store, folder: Path, *, is_staged: bool) -> None:
+        self.store = store
+        self.folder = folder
+        self.is_staged = is_staged
+        self.warnings: list[str] = []
+
+    def make(
+        self, kitfile: str = KITFILE, files: dict[str, str] = CONTENT, tag: str = "kit:1", **options: Any
+    ) -> Digest:
+        """Pack a ModelKit, and begin to work on it."""
+        source = self.folder / f"source-{tag.replace(':', '-')}"
+        for name, text in (files | {"Kitfile": kitfile}).items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_text(text)
+        made = pack(self.store, source, None, [parse_reference(tag)], created_s=1, options=PackOptions(**options))
+        self.begin(tag)
+        return made
+
+    def begin(self, tag: str) -> None:
+        """Begin to work on a ModelKit that is there."""
+        self.parent = resolve(self.store, parse_reference(tag))
+        self.path = self.top = self.folder / f"work-{tag.replace(':', '-')}"
+        if self.is_staged:
+            overlay = "fuse-overlayfs"
+            made = create_staging(self.store, self.path, self.parent, overlay=overlay, uid=os.geteuid(), gid=0)
+            self.top = made.upper
+        else:
+            unpack(self.store, parse_reference(tag), self.top)
+
+    def write(self, name: str, text: str = "new") -> Path:
+        (self.top / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.top / name).write_text(text)
+        return self.top / name
+
+    def remove(self, name: str) -> None:
+        path = self.top / name
+        if self.is_staged:
+            self.write(f"{path.parent.relative_to(self.top)}/.wh.{path.name}", "")
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+    def commit(self, tag: str = "kit:2", progress: Progress | None = None, **options: Any) -> Derived:
+        return derive(
+            self.store,
+            self.path,
+            parse_reference(tag),
+            parent=None if self.is_staged else self.parent,
+            options=DeriveOptions(created_s=2, **options),
+            progress=progress,
+            warn=self.warnings.append,
+        )
+
+    def read(self, name: str, tag: str = "kit:2") -> str:
+        """A file of a ModelKit."""
+        target = self.folder / f"unpacked-{tag.replace(':', '-')}"
+        if not target.exists():
+            unpack(self.store, parse_reference(tag), target)
+        return (target / name).read_text()
+
+    def untag(self) -> None:
+        """Remove the tag ``kit:1``."""
+        with self.store.lease("remove") as lease:
+            change = self.store.change(lease)
+            change.remove_tag("localhost/kit", "1")
+            change.commit()
+
+    def tags(self) -> list[str]:
+        return sorted(f"{repository.removeprefix('localhost/')}:{tag}" for repository, tag, _ in self.store.iter_tags())
+
+
+@pytest.fixture(params=["staged", "folder"])
+def work(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> Work:
+    """Work on a ModelKit, in a staging directory and in a folder."""
+    return Work(store, tmp_path, is_staged=request.param == "staged")
+
+
+@pytest.fixture
+def staged(store: Store, tmp_path: Path) -> Work:
+    """Work on a ModelKit in a staging directory."""
+    return Work(store, tmp_path, is_staged=True)
+
+
+@pytest.fixture
+def unpacked(store: Store, tmp_path: Path) -> Work:
+    """Work on a ModelKit in a folder."""
+    return Work(store, tmp_path, is_staged=False)
+
+
+class Meddling(NoProgress):
+    """Does something whenever the writing of a layer begins; ``count`` says how often."""
+
+    def __init__(self, meddle: Callable[[int], object]) -> None:
+        self.count = 0
+        self._meddle = meddle
+
+    def begin(self, name: str, size: int) -> Step:
+        self.count += 1
+        self._meddle(self.count)
+        return super().begin(name, size)
+
+
+@pytest.fixture
+def meddling() -> type[Meddling]:
+    """Progress that does something whenever the writing of a layer begins."""
+    return Meddling

@@ -285,7 +285,7 @@ def draw_items(draw: st.DrawFn) -> Items:
     return items
 
 
-@settings(max_examples=int(os.environ.get("N", "60")), phases=[__import__("hypothesis").Phase.generate])
+@settings(max_examples=60)
 @given(st.data())
 def test_child_is_the_changed_tree(data: st.DataObject):
     """A staging directory, or a folder, gives the layers that pack makes of its tree, unchanged ones verbatim."""
