@@ -11,9 +11,7 @@ from kitfs.digest import Digest, Digester
 from kitfs.layer.checkpoints import is_current
 from kitfs.layer.image_index import SIZE_MAX, iter_image_index
 from kitfs.layer.indexer import LayerIndex
-from kitfs.layer.reindex import LayerWatcher
 from kitfs.oci.mediatype import LAYER_INDEX, Compression, LayerFormat
-from kitfs.store import stored
 from kitfs.store.change import Change
 from kitfs.store.errors import BlobCorrupt, BlobNotFound, LayerNotIndexed
 from kitfs.store.lease import Lease
@@ -104,6 +102,9 @@ def _is_complete(record: LayerRecord, size: int, checkpoints: list[bytes]) -> bo
 
 
 def _index_again(store: StoreReads, layer: Digest, record: LayerRecord) -> LayerIndex:
+    from kitfs.layer.reindex import LayerWatcher  # 8 ms that a pack does not need
+    from kitfs.store import stored
+
     file = stored.find_blob(store.layout, layer)
     if file is None:
         raise BlobNotFound(layer)
