@@ -1,11 +1,13 @@
-"""Runs imports that are killed or broken on purpose, one child for each line on standard input.
+"""Runs commands that are killed or broken on purpose, one child for each line on standard input.
 
-``test_import_crash`` starts it once, under strace where a fault is injected. strace counts the calls of each process
-by itself, so a child that shall meet the fault at its n-th call first makes ``FAULT_AT - n`` calls of that kind
-that fail and change nothing. Answers with the child's pid, then with its wait status.
+``conftest`` starts it once for a campaign, under strace where a fault is injected. Its arguments are modules that are
+imported before, so that a child is killed at its work. strace counts the calls of each process by itself, so a child
+that shall meet the fault at its n-th call first makes ``FAULT_AT - n`` calls of that kind that fail and change nothing.
+Answers with the child's pid, then with its wait status.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import sys
@@ -31,7 +33,7 @@ _CALLS = {
 
 
 def victim(request: dict) -> int:
-    """The child: output goes to a file, then the import."""
+    """The child: output goes to a file, then the command."""
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -46,6 +48,8 @@ def victim(request: dict) -> int:
 
 def main() -> None:
     """Serve until standard input ends."""
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
