@@ -55,17 +55,26 @@ def open_scratch(folder: Path, mode: int) -> Iterator[tuple[int, Path]]:
 
 
 def _create(folder: Path, mode: int) -> tuple[int, Path]:
-    """Create and lock; a sweep that came between the two removed the file, so look and try again."""
+    """Create and lock; a sweep that came between the two removes the file, or has, so look and try again."""
     for _ in range(_ATTEMPTS_MAX):
         path = folder / f"{SCRATCH}{os.getpid()}-{os.urandom(8).hex()}"
         with durable.naming(path, "creating"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps there either
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists():
+        if not _is_swept(fd) and path.exists():
             return fd, path
         os.close(fd)
     raise StoreWriteFailed(path, "creating", "it was removed again and again")
+
+
+def _is_swept(fd: int) -> bool:
+    """Lock a new file; whether a sweep has done so, and is about to remove it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: nobody sweeps there either
+        pass
+    return False
 
 
 def sweep(folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +106,25 @@ def test_a_mount_that_landed_elsewhere_is_undone(machine, swap):
         finally:
             os.close(device)
     assert machine.mounts() == []
+
+
+@pytest.mark.mount
+def test_a_mount_that_got_the_number_of_one_that_went_is_known(machine):
+    """The kernel gives a number anew as soon as its mount goes: ours is told by its place, and not looked into."""
+    place = machine.folder / "mnt"
+    place.mkdir()
+    with mounting.check_mountpoint(place, machine.home) as checked:
+        device = mounting.mount_device(place, mounting.mount_options("myllm:1", allow_other=False))
+        rescue = threading.Timer(20, os.close, [device])  # whoever waits for an answer gets an error then
+        rescue.start()
+        try:
+            (ours,) = (mount for mount in mounting.find_mounts() if mount.mountpoint == place)
+            gone = msgspec.structs.replace(ours, mountpoint=machine.folder / "gone", device="0:1")
+            assert mounting.get_mounted(checked, [gone]) == ours
+        finally:
+            rescue.cancel()
+            mounting.unmount(place, lazy=True)
+            os.close(device)
 
 
 def test_mountinfo_is_read_as_it_is_written():

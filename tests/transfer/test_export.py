@@ -124,6 +124,25 @@ def test_sweep_removes_what_is_dead_and_nothing_else(tmp_path):
     assert [path.name for path in Path(tmp_path).iterdir()] == ["notes.txt"]
 
 
+def test_file_that_a_sweep_has_locked_first_is_not_used(tmp_path, monkeypatch):
+    """A sweep that comes between making a file and locking it takes it; another is made."""
+    sweeping = []
+
+    def sweep_first(path, flags, *arguments, opened=os.open, **options):
+        fd = opened(path, flags, *arguments, **options)
+        if flags & os.O_EXCL and not sweeping:
+            sweeping.append((opened(path, os.O_RDONLY), Path(path)))
+            fcntl.flock(sweeping[0][0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+
+    monkeypatch.setattr(os, "open", sweep_first)
+    with export_files.open_scratch(tmp_path, 0o600) as (_, mine):
+        lock, theirs = sweeping[0]
+        theirs.unlink()
+        os.close(lock)
+        assert mine != theirs and mine.exists()
+
+
 def test_a_lease_keeps_what_is_exported(store, tmp_path):
     """While an export is under way its ModelKit may lose its tag and GC may run: nothing of it goes."""
     from kitfs.store.gc import gc
