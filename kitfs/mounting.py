@@ -297,8 +297,7 @@ def get_mounted(mountpoint: Mountpoint, before: Sequence[KitfsMount]) -> KitfsMo
     Raises:
         MountpointUnusable: when the directory was swapped meanwhile; the new mount is gone then.
     """
-    known = {mount.number for mount in before}
-    new = [mount for mount in find_mounts() if mount.number not in known]
+    new = [mount for mount in find_mounts() if mount not in before]  # a number alone may be one that became free
     held = Path(f"/proc/self/fd/{mountpoint.directory}").readlink()
     ours = [mount for mount in new if mount.mountpoint == mountpoint.path]
     if ours and held == mountpoint.path:

@@ -106,6 +106,21 @@ def test_a_mount_that_landed_elsewhere_is_undone(machine, swap):
     assert machine.mounts() == []
 
 
+@pytest.mark.mount
+def test_a_number_that_another_mount_had_is_no_other_mount(machine):
+    """The kernel gives a number again as soon as it is free; a new mount must not be taken for an old one."""
+    place = machine.folder / "mnt"
+    place.mkdir()
+    with mounting.check_mountpoint(place, machine.home) as checked:
+        device = mounting.mount_device(place, mounting.mount_options("myllm:1", allow_other=False))
+        try:
+            (made,) = machine.mounts()
+            gone = mounting.KitfsMount(made.number, machine.folder / "gone", made.device, made.reference)
+            assert mounting.get_mounted(checked, [gone]) == made
+        finally:
+            os.close(device)
+
+
 def test_mountinfo_is_read_as_it_is_written():
     """Octal escapes, optional fields, other file systems, and lines that make no sense."""
     raw = (
