@@ -17,6 +17,10 @@ from typing import NamedTuple, TypeVar
 KERNEL_OVERLAY = "overlay"
 FUSE_OVERLAY = "fuse.fuse-overlayfs"
 
+LOWER_FOLDER = "lower"
+"""The folder in the runtime directory where the ModelKits below overlays are mounted."""
+
+_SESSION = re.compile(r"[0-9a-f]{16}")
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _PROC = Path("/proc")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -87,6 +91,17 @@ class Overlay(NamedTuple):
     mount: MountLine
     lower: Path
     upper: Path
+
+    @property
+    def session(self) -> str | None:
+        """The session whose mount it lies over, or None: nothing of kitfs."""
+        return find_lower_session(self.lower)
+
+
+def find_lower_session(path: Path) -> str | None:
+    """The session whose mount belongs at a path, when that is the place of a lower layer: ``lower/<session>``."""
+    is_lower = path.parent.name == LOWER_FOLDER and _SESSION.fullmatch(path.name) is not None
+    return path.name if is_lower else None
 
 
 def find_overlays() -> list[Overlay]:

@@ -14,7 +14,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 from kitfs import mounting
 from kitfs.control import make_socket_folder, socket_path
 from kitfs.errors import KitfsError
-from kitfs.mountinfo import FUSE_OVERLAY, KERNEL_OVERLAY, Overlay, find_at, find_overlays, read_mounts
+from kitfs.mountinfo import FUSE_OVERLAY, KERNEL_OVERLAY, LOWER_FOLDER, Overlay, find_at, find_overlays, read_mounts
 
 if TYPE_CHECKING:
     from kitfs.modelkit.staging_record import OverlayKind, Staging
@@ -44,8 +43,6 @@ _DATA_SIZE_MAX = 4095
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _FUSE_PROGRAM = "fuse-overlayfs"
-_FOLDER = "lower"
-_SESSION = re.compile(r"[0-9a-f]{16}")
 
 
 def lower_folder(home: Path) -> Path:
@@ -57,7 +54,7 @@ def lower_folder(home: Path) -> Path:
     """
     socket = socket_path(home)
     make_socket_folder(socket)
-    folder = socket.parent / _FOLDER
+    folder = socket.parent / LOWER_FOLDER
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     return folder
@@ -117,11 +114,6 @@ def drop_lower(path: Path) -> None:
             mounting.unmount(path, lazy=True)
     with contextlib.suppress(OSError):
         path.rmdir()
-
-
-def is_lower(path: Path) -> bool:
-    """Whether a mount point is that of a lower layer, with an overlay or without."""
-    return path.parent.name == _FOLDER and _SESSION.fullmatch(path.name) is not None
 
 
 def choose_kind(upper: Path) -> OverlayKind:

@@ -53,14 +53,14 @@ def _find_mounts(
     The mount below an overlay is None where only other namespaces have it.
     None and a reference mean those of this store's daemon, and all overlays over them.
     """
-    from kitfs import mounting, overlay
+    from kitfs import mounting
     from kitfs.mountinfo import find_at
     from kitfs.oci.reference import parse_reference
 
     if what is not None:
         above = find_at(Path(what), ((one.mount.mountpoint, one) for one in overlays))
         mounted = mounting.find_mount(Path(what) if above is None else above.lower)
-        if mounted is not None or (above is not None and overlay.is_lower(above.lower)):
+        if mounted is not None or (above is not None and above.session is not None):
             return [(mounted, [] if above is None else [above])]
         names = {what}
         with contextlib.suppress(KitfsError):
@@ -100,14 +100,14 @@ def unmount(
         MountFailed: when it can not be unmounted for another reason.
     """
     from kitfs import mounting, overlay
-    from kitfs.mountinfo import find_overlays
+    from kitfs.mountinfo import find_lower_session, find_overlays
 
     for one in reversed(above):
         overlay.unmount_overlay(one, lazy=lazy)
     if mounted is None or any(one.lower == mounted.mountpoint for one in find_overlays()):
         return
     others = {one for one in mounting.find_mounts() if one.device == mounted.device and one != mounted}
-    if overlay.is_lower(mounted.mountpoint):
+    if find_lower_session(mounted.mountpoint) is not None:
         overlay.drop_lower(mounted.mountpoint)
     else:
         mounting.unmount(mounted.mountpoint, lazy=lazy)

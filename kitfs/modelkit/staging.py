@@ -117,7 +117,11 @@ def find_staging(path: Path) -> Staging | None:
     try:
         return open_staging(path)
     except StagingNotFound:
-        return None
+        if overlay is None or overlay.session is None:
+            return None
+        error = StagingMalformed(path, f"it was moved or removed while it is mounted on {overlay.mount.mountpoint}")
+        error.hint = f"kitfs umount {overlay.mount.mountpoint}"
+        raise error from None
 
 
 @contextlib.contextmanager

@@ -224,6 +224,8 @@ def test_staging_directory_moved_while_it_is_mounted_is_known(writer):
     writer.python("import os, sys; os.rename(*sys.argv[1:])", writer.folder / "work", writer.folder / "moved")
     second = writer.place("second")
     writer.run("mount", "kit:1", second, "--writable", "--staging", writer.folder / "moved", status=7)
+    with pytest.raises(stagings.StagingMalformed, match="moved"):
+        stagings.find_staging(place)
     writer.run("umount", place)
     writer.run("mount", "kit:1", second, "--writable", "--staging", writer.folder / "moved")
     writer.run("umount", second)
