@@ -30,6 +30,7 @@ code:
 docs:
   - path: README.md
 """
+DATASETS = ["  - name: one\n    path: data/one\n", "  - name: two\n    path: data/two\n"]
 FILES = {
     "model/weights.bin": b"weights" * 9000,
     "model/config.json": b"{}\n",
@@ -104,7 +105,7 @@ def move(top: Path) -> None:
 
 def remove(top: Path) -> None:
     shutil.rmtree(top / "data/two")
-    edit("  - name: two\n    path: data/two\n", "")(top)
+    edit(DATASETS[1], "")(top)
 
 
 def replace(top: Path) -> None:
@@ -136,6 +137,7 @@ def save_back(top: Path) -> None:
 EDITS = {
     "redescribed": (edit("version: 1.0.0", "version: 1.0.1\n  description: new"), {}),
     "entry renamed": (edit("name: one", "name: first"), {}),
+    "reordered": (edit("".join(DATASETS), "".join(reversed(DATASETS))), {}),
     "kitfile": (edit("1.0.0\n", "1.0.0\n", "kitfile"), None),
     ".kitfile": (edit("version: 1.0.0", "version: 2", ".kitfile"), {}),
     "modes": (touch_and_append, {"model": "changed"}),
