@@ -193,12 +193,12 @@ def test_changes_of_a_base_are_refused(small, commit, edit_mounted):
     staging = edit_mounted(
         "based:1", change_based, lambda place: refused.append(commit("commit", place, "child:based", status=1).err)
     )
-    foreign = "its bytes are the ModelKit's that model.path names"
+    belongs = "it belongs to small:1, which model.path names"
     assert [line.strip() for line in refused[0].splitlines()[1:-1]] == [
-        f"model/config.json (changed; {foreign})", "model/new.bin", "src/own.py", "stray",
-        f"model/weights.bin (removed; {foreign})",
+        f"model/config.json (changed; {belongs})", "model/new.bin", "src/own.py", "stray",
+        f"model/weights.bin (deleted; {belongs})",
     ]  # fmt: skip
-    assert "model.path to its folder" in refused[0].splitlines()[-1]
+    assert "make model.path the folder itself" in refused[0].splitlines()[-1]
     commit("inspect", "child:based", status=3)
     (staging / "upper/Kitfile").write_text(OWN)
     done = commit("commit", staging, "child:based")
