@@ -30,6 +30,7 @@ code:
 docs:
   - path: README.md
 """
+DATASETS = ["  - name: one\n    path: data/one\n", "  - name: two\n    path: data/two\n"]
 FILES = {
     "model/weights.bin": b"weights" * 9000,
     "model/config.json": b"{}\n",
@@ -104,7 +105,7 @@ def move(top: Path) -> None:
 
 def remove(top: Path) -> None:
     shutil.rmtree(top / "data/two")
-    edit("  - name: two\n    path: data/two\n", "")(top)
+    edit(DATASETS[1], "")(top)
 
 
 def replace(top: Path) -> None:
@@ -136,6 +137,7 @@ def save_back(top: Path) -> None:
 EDITS = {
     "redescribed": (edit("version: 1.0.0", "version: 1.0.1\n  description: new"), {}),
     "entry renamed": (edit("name: one", "name: first"), {}),
+    "reordered": (edit("".join(DATASETS), "".join(reversed(DATASETS))), {}),
     "kitfile": (edit("1.0.0\n", "1.0.0\n", "kitfile"), None),
     ".kitfile": (edit("version: 1.0.0", "version: 2", ".kitfile"), {}),
     "modes": (touch_and_append, {"model": "changed"}),
@@ -191,12 +193,12 @@ def test_changes_of_a_base_are_refused(small, commit, edit_mounted):
     staging = edit_mounted(
         "based:1", change_based, lambda place: refused.append(commit("commit", place, "child:based", status=1).err)
     )
-    foreign = "its bytes are the ModelKit's that model.path names"
+    belongs = "it belongs to small:1, which model.path names"
     assert [line.strip() for line in refused[0].splitlines()[1:-1]] == [
-        f"model/config.json (changed; {foreign})", "model/new.bin", "src/own.py", "stray",
-        f"model/weights.bin (removed; {foreign})",
+        f"model/config.json (changed; {belongs})", "model/new.bin", "src/own.py", "stray",
+        f"model/weights.bin (deleted; {belongs})",
     ]  # fmt: skip
-    assert "model.path to its folder" in refused[0].splitlines()[-1]
+    assert "make model.path the folder itself" in refused[0].splitlines()[-1]
     commit("inspect", "child:based", status=3)
     (staging / "upper/Kitfile").write_text(OWN)
     done = commit("commit", staging, "child:based")

@@ -23,6 +23,7 @@ FILES = {
     "model/weights.bin": random.Random(5).randbytes(300_000),
     "model/config.json": b"{}\n",
     "model/adapters/lora.bin": b"lora" * 2000,
+    "data/same.json": b"{}\n",
     "data/train.jsonl": b'{"text": "train"}\n' * 500,
     "src/run.sh": b"#!/bin/sh\n",
     "tools/server.mcpb": b"PK\x05\x06" + bytes(18),
@@ -34,8 +35,8 @@ SEVERAL = (
 )
 KITFILES = {
     "zstd": SEVERAL,
-    "raw": HEAD
-    + "model: {path: model/weights.bin, parts: [{path: model/config.json}]}\ndatasets: [{path: data/train.jsonl}]\n",
+    "raw": HEAD + "model: {path: model/weights.bin, parts: [{path: model/config.json}]}\n"
+    "datasets: [{path: data/train.jsonl}, {path: data/same.json}]\n",  # the bytes of config.json
     "modelpack": SEVERAL,
     "nested": HEAD + "model: {path: ., parts: [{path: model/adapters}]}\ncode: [{path: src}]\n",
     "mcp": HEAD
@@ -86,6 +87,11 @@ def edit_data(top: Path) -> None:
     append(top, "data/train.jsonl")
 
 
+def edit_raw(top: Path) -> None:
+    edit_data(top)
+    append(top, "data/same.json")
+
+
 def edit_zstd(top: Path) -> None:
     edit_data(top)
     (top / "model/config.json").unlink()
@@ -122,6 +128,7 @@ CASES = [
     Case("one-file:1", lambda top: append(top, "again/lora.safetensors"), {"again/lora.safetensors"}),
     Case(TUNED, edit_tuned, {"head"}),
     Case("ours:zstd", edit_zstd, {"data", "model"}, kit=False),
+    Case("ours:raw", edit_raw, {"data/train.jsonl", "data/same.json"}, kit=False),
     Case("ours:raw", edit_data, {"data/train.jsonl"}, kit=False),
     Case("ours:modelpack", edit_data, {"data"}, kit=False),
     Case("ours:nested", edit_nested, {".", "src"}),
