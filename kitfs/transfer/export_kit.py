@@ -19,7 +19,7 @@ from typing import cast
 
 from kitfs.errors import UsageError
 from kitfs.oci import go_json
-from kitfs.oci.manifest import Descriptor
+from kitfs.oci.manifest import ANNOTATION_SUBTYPE, Descriptor
 from kitfs.oci.mediatype import parse_layer_type
 from kitfs.oci.strict_json import decode
 from kitfs.progress import Progress
@@ -106,7 +106,9 @@ def iter_unread(plan: ExportPlan) -> Iterator[tuple[str, str]]:
     for kit in plan.kits:
         types = [parse_layer_type(layer.media_type) for layer in kit.manifest.layers]
         forms = {form for kind in types if kind is not None for form in (str(kind.format), str(kind.compression))}
-        for form in sorted(forms & {"raw", "zstd"}):
+        if any(layer.annotations.get(ANNOTATION_SUBTYPE) == "prompt" for layer in kit.manifest.layers):
+            forms.add("prompt")  # to kit a code layer without an entry: unpack ends in a panic
+        for form in sorted(forms & {"raw", "zstd", "prompt"}):
             yield kit.reference.display, form
 
 

@@ -114,6 +114,15 @@ def test_what_breaks_kit(kitfs, shared_fixtures, tmp_path):
     assert done.code == 0 and "raw layers" in done.err and list(named_in(tmp_path / "kit")) == ["mp:raw"]
 
 
+def test_prompts_are_warned_of(kitfs, tmp_path):
+    """kit up to 1.7 takes a layer of prompts for code that no entry names, and panics when it unpacks it."""
+    (tmp_path / "context/hello").mkdir(parents=True)
+    (tmp_path / "context/Kitfile").write_text('manifestVersion: "1.0.0"\nprompts: [{path: hello}]\n')
+    kitfs("pack", tmp_path / "context", "-t", "said:1", *PLAIN)
+    done = kitfs("export", "--kit", "said:1", tmp_path / "kit", *PLAIN)
+    assert done.code == 0 and "said:1 has prompt layers" in done.err
+
+
 def test_an_imported_export_is_the_same(filled, tmp_path):
     """What was exported to kit comes back with the same names and ModelKitIDs."""
     filled("export", "--kit", TUNED_NAME, tmp_path / "kit", *PLAIN)

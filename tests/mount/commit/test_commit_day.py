@@ -25,6 +25,7 @@ PACK = textwrap.dedent("""
     write("model/config.json", b"{}\\n", 0o600)
     write("model/vocab.txt", b"a\\nb\\n", 0o444)
     write("model/tokens/merges.txt", b"a b\\n", 0o640)
+    (top / "model/tokens").chmod(0o750)
     write("data/train/one.jsonl", b"1\\n" * 3000)
     write("data/train/two.jsonl", b"2\\n" * 3000)
     write("data/eval.csv", b"a,b\\n")
@@ -63,6 +64,7 @@ TUNE = textwrap.dedent("""
     with open(top / "model/vocab.txt", "a") as file:
         file.write("c\\n")
     os.utime(top / "model/tokens/merges.txt")
+    (top / "model/tokens/new.txt").write_text("new\\n")
     os.utime(top / "docs/card.md")
     (top / "data/train/two.jsonl").unlink()
     (top / "data/eval.csv").unlink()
@@ -89,6 +91,7 @@ MAKE = "import os, sys; [os.makedirs(path, exist_ok=True) for path in sys.argv[1
 MODES = {
     "model/config.json": 0o600,
     "model/vocab.txt": 0o444,
+    "model/tokens": 0o750,
     "model/tokens/merges.txt": 0o640,
     "src/serve.sh": 0o755,
     "docs/card.md": 0o644,
@@ -103,6 +106,7 @@ A model/adapter.safetensors
 M model/config.json
 M model/model-00002-of-00003.safetensors
 A model/state.bin
+A model/tokens/new.txt
 M model/vocab.txt
 M src/serve.sh
 """

@@ -62,6 +62,8 @@ def small(workshop, tmp_path_factory):
         (context / name).parent.mkdir(parents=True, exist_ok=True)
         (context / name).write_bytes(data)
         (context / name).chmod(MODES.get(name, 0o644))
+    (context / "src/lib").chmod(0o700)
+    (context / "data/one").chmod(0o750)
     (context / "Kitfile").write_text(KITFILE)
     (based / "Kitfile").write_text(BASED)
     (based / "NOTES.md").write_text("notes\n")
@@ -88,6 +90,8 @@ def edit(old: str, new: str, name: str = "Kitfile") -> Callable[[Path], None]:
 def touch_and_append(top: Path) -> None:
     for path in (top / "model/weights.bin", top / "src/run.sh", top / "src/lib/a.py"):
         os.utime(path)
+    (top / "src/lib/temporary").touch()
+    (top / "src/lib/temporary").unlink()
     with open(top / "model/config.json", "a") as file:
         file.write("more\n")
 
