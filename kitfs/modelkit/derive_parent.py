@@ -140,6 +140,8 @@ class Comparison:
         self._layer = layer.layer
         self._members = dict(self._iter_members())
         self._above = {above for path in self._members for above in _iter_above(path)}
+        prefix = os.fsdecode(self._layer.prefix)
+        self._unnamed = {prefix, *_iter_above(prefix)} - {""}  # the tar can not have them
 
     def _iter_members(self) -> Iterator[tuple[str, tuple[int, TocMember]]]:
         layer = self._layer
@@ -188,6 +190,8 @@ class Comparison:
                 return True
         elif entry.path not in self._above:
             return False
+        elif self._layer.raw_path is not None or entry.path in self._unnamed:
+            return True
         return self._parent.find_directory_mode(entry.path) == entry.mode
 
     def _has_shape(self, entry: Entry, member: TocMember) -> bool:

@@ -1,5 +1,6 @@
 """Random trees, random changes: a child holds what the changed tree holds, and keeps each layer without a change."""
 
+import json
 import os
 import stat
 import tempfile
@@ -11,6 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kitfs.archive.tar_toc import MemberKind
+from kitfs.archive.tar_write import END_OF_ARCHIVE, encode_member_header
+from kitfs.digest import Digest
 from kitfs.layer.compress import PackCompression
 from kitfs.modelkit.derive import Derived, DeriveOptions, derive
 from kitfs.modelkit.derive_plan import LayerState
@@ -23,6 +27,8 @@ from kitfs.oci.kitfile import iter_artifacts
 from kitfs.oci.reference import parse_reference
 from kitfs.store.records import KIND_FILE
 from kitfs.store.store import Store
+from kitfs.transfer.detect import open_source
+from kitfs.transfer.importer import import_source
 
 CREATED_S = 1_700_000_000
 SCRATCH = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -198,6 +204,27 @@ class Case:
     folder: Path
     parent: ResolvedTree
     shown: Items
+    entries: list[bytes]
+    is_legacy: bool
+
+    def kept(self, items: Items, entries: list[bytes]) -> Items:
+        """What a ModelKit shows; before kit 0.5 no layer has the directories above its path."""
+        found = kept(items, entries)
+        if self.is_legacy:
+            for path in found:
+                if not any(is_within(path, entry) for entry in entries):
+                    found[path] = Item(0o755)
+        return found
+
+    def oracle(self, name: str, items: Items, entries: list[bytes]) -> list[tuple[str, str]]:
+        """Kind and path of each layer that pack makes of a tree, with the digest of its uncompressed bytes."""
+        folder, reference = self.folder / name, parse_reference(f"oracle:{name}")
+        write_tree(folder, items)
+        (folder / "Kitfile").write_bytes(kitfile_of(entries))
+        pack(self.store, folder, None, [reference], created_s=CREATED_S)
+        kitfile = resolve(self.store, reference).kits[0].kitfile
+        assert kitfile is not None
+        return [(f"{one.kind} {one.path}", str(one.diff_id)) for one in iter_artifacts(kitfile)]
 
     def unpacked(self, tag: str) -> Items:
         target = self.folder / f"unpacked-{tag}"
@@ -234,35 +261,23 @@ def expected_modes(before: Items, after: Items, opaque: set[bytes]) -> Items:
     return found
 
 
-def layers_of(resolved: ResolvedTree) -> list[tuple[str, str]]:
-    """Kind and path of each layer with the digest of its uncompressed bytes."""
-    kitfile = resolved.kits[0].kitfile
-    assert kitfile is not None
-    return [(f"{one.kind} {one.path}", str(one.diff_id)) for one in iter_artifacts(kitfile)]
-
-
 def check_child(case: Case, derived: Derived, after: Items, entries: list[bytes]) -> None:
-    """The child is what pack makes of the tree; what is unchanged has the parent's descriptor, nothing else has."""
+    """The child holds the tree; layers that pack makes alike of both trees are the parent's, and no others are."""
     child = resolve(case.store, parse_reference("kit:2")) if derived.is_new else case.parent
-    assert (case.unpacked("2") if derived.is_new else case.shown) == kept(after, entries)
-    oracle = case.folder / "oracle"
-    write_tree(oracle, kept(after, entries))
-    (oracle / "Kitfile").write_bytes(kitfile_of(entries))
-    pack(case.store, oracle, None, [parse_reference("oracle:1")], created_s=CREATED_S)
-    wanted = layers_of(resolve(case.store, parse_reference("oracle:1")))
-    before = dict(layers_of(case.parent))
+    assert (case.unpacked("2") if derived.is_new else case.shown) == case.kept(after, entries)
+    before = dict(case.oracle("before", case.shown, case.entries))
+    wanted = case.oracle("after", kept(after, entries), entries)
     if not derived.is_new:
         assert [name for name, _ in wanted] == list(before)
     parents = {one.digest: one for one in case.parent.kits[0].manifest.layers}
     states = {f"{one.artifact.kind} {one.artifact.path}": one.state for one in derived.layers}
-    written = zip(wanted, layers_of(child), child.kits[0].manifest.layers, strict=True)
-    for (name, diff_id), (_, own), descriptor in written:
+    for (name, diff_id), descriptor in zip(wanted, child.kits[0].manifest.layers, strict=True):
         is_kept = states[name] is LayerState.UNCHANGED
         assert is_kept or before.get(name) != diff_id, name
         if is_kept:
             assert parents[descriptor.digest] == descriptor
-        # A directory without files that an entry takes from a layer may stay in that too: the tree is the same.
-        assert own == diff_id or (is_kept and files_of(case.store, own) == files_of(case.store, diff_id))
+            # A directory without files that an entry takes from a layer may stay in that too: the tree is the same.
+            assert files_of(case.store, before[name]) == files_of(case.store, diff_id)
 
 
 def files_of(store: Store, layer: str) -> set[tuple[bytes, int, bytes | None]]:
@@ -285,23 +300,75 @@ def draw_items(draw: st.DrawFn) -> Items:
     return items
 
 
-@settings(max_examples=60)
+LEGACY = "legacy"
+FORMS = {
+    "tar": PackOptions(),
+    "gzip": PackOptions(PackCompression.GZIP),
+    "zstd": PackOptions(PackCompression.ZSTD),
+    "ModelPack": PackOptions(model_pack=True),
+}
+
+
+def make_parent(store: Store, folder: Path, items: Items, entries: list[bytes], form: str, seed: Path) -> ResolvedTree:
+    """A ModelKit of a tree, ``kit:1``; one before kit 0.5 is made as a child of such a one."""
+    context, reference = folder / "context", parse_reference("kit:1")
+    write_tree(context, items)
+    (context / "Kitfile").write_bytes(kitfile_of(entries))
+    if form == LEGACY:
+        source = open_source(seed)
+        import_source(store, source, copy=True)
+        source.close()
+        parent = resolve(store, parse_reference("seed:1"))
+        options = DeriveOptions(created_s=CREATED_S, ignores_untracked=True)
+        derive(store, context, reference, parent=parent, options=options)
+    else:
+        pack(store, context, None, [reference], options=FORMS[form], created_s=CREATED_S)
+    return resolve(store, reference)
+
+
+@pytest.fixture(scope="module")
+def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OCI layout ``seed:1`` of a ModelKit without digests in its config: one before kit 0.5."""
+    folder = tmp_path_factory.mktemp("seed")
+    blobs = folder / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def put(data: bytes, media_type: str) -> dict[str, object]:
+        digest = Digest.of(data)
+        (blobs / digest.hex).write_bytes(data)
+        return {"mediaType": f"application/{media_type}", "digest": str(digest), "size": len(data)}
+
+    data = b"".join(iter_seed())
+    config = put(b'{"manifestVersion":"1.0.0","docs":[{"path":"seed"}]}', "vnd.kitops.modelkit.config.v1+json")
+    layer = put(data, "vnd.kitops.modelkit.docs.v1.tar")
+    manifest = json.dumps({"schemaVersion": 2, "config": config, "layers": [layer]}).encode()
+    entry = put(manifest, "vnd.oci.image.manifest.v1+json")
+    entry["annotations"] = {"org.opencontainers.image.ref.name": "seed:1"}
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    return folder
+
+
+def iter_seed() -> Iterator[bytes]:
+    yield encode_member_header(b"seed", kind=MemberKind.FILE, size=0, mode=0o644)
+    yield END_OF_ARCHIVE
+
+
+@pytest.mark.parametrize("is_staged", [True, False], ids=["staged", "folder"])
+@settings(max_examples=40)
 @given(st.data())
-def test_child_is_the_changed_tree(data: st.DataObject):
-    """A staging directory, or a folder, gives the layers that pack makes of its tree, unchanged ones verbatim."""
+def test_child_is_the_changed_tree(seed: Path, is_staged: bool, data: st.DataObject):
+    """A staging directory, or a folder, over any form of parent, gives what pack makes of its tree."""
     draw = data.draw
     items = draw(st.composite(draw_items)())
     entries = draw(st.composite(draw_entries)(items))
-    compression = draw(st.sampled_from([PackCompression.NONE, PackCompression.NONE, PackCompression.GZIP]))
+    form = draw(st.sampled_from(["tar", "tar", "gzip", "zstd", "ModelPack", LEGACY]))
     with tempfile.TemporaryDirectory(dir=SCRATCH) as name, Store.open(Path(name, "home")) as store:
         folder = Path(name)
-        write_tree(folder / "context", items)
-        (folder / "context/Kitfile").write_bytes(kitfile_of(entries))
-        reference = parse_reference("kit:1")
-        pack(store, folder / "context", None, [reference], options=PackOptions(compression), created_s=CREATED_S)
-        before = kept(items, entries)
-        case = Case(store, folder, resolve(store, reference), before)
-        is_staged = draw(st.booleans())
+        parent = make_parent(store, folder, items, entries, form, seed)
+        case = Case(store, folder, parent, {}, entries, form == LEGACY)
+        before = case.shown = case.kept(items, entries)
+        assert case.unpacked("1") == before
         start = {path: replace(item, mode=seen_mode(item)) for path, item in before.items()} if is_staged else before
         after, touched = draw(changed(start))
         usable = [path for path in entries if path == b"." or path in after]
