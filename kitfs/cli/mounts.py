@@ -43,7 +43,7 @@ _IGNORED = {
 """Options that ask for what a mount is anyway, or that change nothing in it."""
 
 
-_OPTIONS = "ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other, materialise=auto|never|always"
+_OPTIONS = "ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other, materialise=auto|never|always, fsname=NAME"
 
 
 class OptionUnknown(UsageError):
@@ -127,6 +127,7 @@ class MountOptions:
         self.meta = True
         self.allow_other: bool | None = None
         self.noexec = False
+        self.source = ""
         self.materialise: Policy | None = None
 
     @classmethod
@@ -148,6 +149,8 @@ class MountOptions:
                     parsed.allow_other = option == "allow_other"
                 case "exec" | "noexec":
                     parsed.noexec = option == "noexec"
+                case _ if option.startswith("fsname="):
+                    parsed.source = option.removeprefix("fsname=")
                 case _ if option.startswith("materialise="):
                     parsed.materialise = check_materialise(option.removeprefix("materialise="))
                 case _ if option and option not in _IGNORED:
@@ -219,7 +222,7 @@ def mount_prepared(
     allow_other = mounting.others_permitted() if options.allow_other is None else options.allow_other
     if not mountpoint.is_still_there():
         raise mounting.MountpointUnusable(mountpoint.path, "it was swapped for something else meanwhile")
-    wanted = mounting.mount_options(source, allow_other=allow_other, noexec=options.noexec)
+    wanted = mounting.mount_options(options.source or source, allow_other=allow_other, noexec=options.noexec)
     descriptor = mounting.mount_device(mountpoint.path, wanted)
     try:
         mounted = mounting.get_mounted(mountpoint, before)
