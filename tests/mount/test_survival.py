@@ -179,6 +179,18 @@ def test_a_dead_mount_is_replaced_by_the_next_one_at_its_place(machine, weights,
     assert len(machine.mounts()) == 1
 
 
+def test_umount_all_clears_what_nobody_serves(machine, wait_for_end):
+    """Daemon, zygote and workers were killed at once: no daemon knows of the mount, and it goes all the same."""
+    machine.mount()
+    pids = machine.processes()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        wait_for_end(pid)
+    assert "dead" in machine.run("umount", "--all").stderr
+    assert machine.mounts() == []
+
+
 def test_a_mount_that_only_hangs_is_not_taken_for_dead(machine, monkeypatch):
     """Nobody serves it now, but its device is open: it is in use, exit code 7."""
     monkeypatch.setattr(mounting, "_PROBE_TIMEOUT_S", 0.2)
