@@ -17,6 +17,7 @@ VERBS = {
     "completion": "kitfs.cli.about:completion",
     "daemon": "kitfs.cli.mounts:daemon",
     "diff": "kitfs.cli.comparing:diff",
+    "doctor": "kitfs.cli.doctor:doctor",
     "du": "kitfs.cli.usage:du",
     "export": "kitfs.cli.exporting:export",
     "fsck": "kitfs.cli.storage:fsck",
