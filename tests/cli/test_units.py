@@ -49,7 +49,7 @@ def words_of(unit: Path) -> dict[str, list[str]]:
 
 
 def test_installed_units_run_the_command_that_installed_them(installed, tmp_path, kitfs):
-    """Every command of theirs has its whole path, the helper of mount(8) is linked, and a second time changes nothing."""
+    """Every command has its whole path, the helper of mount(8) is linked, and a second time changes nothing."""
     program = tmp_path / "bin" / "kitfs"
     before = {path.name: path.read_text() for path in installed.iterdir()}
     assert set(before) == NAMES and not any("@kitfs@" in text for text in before.values())

@@ -24,7 +24,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 ANSWER_S = 30
 
 
-class ServiceManager:
+class Systemd:
     """What systemd is to a service: hears its notifications, passes a socket."""
 
     def __init__(self, folder: Path, home: Path) -> None:
@@ -57,9 +57,9 @@ class ServiceManager:
 
 
 @pytest.fixture
-def manager(home: Path, runtime: Path) -> Iterator[ServiceManager]:
+def manager(home: Path, runtime: Path) -> Iterator[Systemd]:
     """A service manager of ``home``'s daemon."""
-    made = ServiceManager(runtime, home)
+    made = Systemd(runtime, home)
     yield made
     made.close()
 
