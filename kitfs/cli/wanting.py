@@ -45,7 +45,7 @@ def keep_wanted(
         wanted.forget(layout, session)
         raise
     for one in wanted.iter_wanted(layout):
-        if one.record.mountpoint == str(mountpoint) and one.record.id != session and not one.is_served:
+        if one.record.mountpoint == str(mountpoint) and one.record.id != session:
             wanted.forget(layout, one.record.id)
 
 
