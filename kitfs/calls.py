@@ -90,9 +90,11 @@ class MountState(msgspec.Struct):
     """One mount as ``List`` shows it; the counters are the living worker's.
 
     Attributes:
-        state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers.
+        state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers. Of a mount that is wanted and
+            not served ``kitfs ps`` says ``absent``.
         native: Share of the bytes shown that are plain files in the store just now, opened or not, 0 to 1.
         is_writable: Whether it is the lower layer of an overlay, which is what lies at ``mountpoint``.
+        wanted: Whether it is mounted again after a reboot.
         spans_decoded: Spans of compressed layers that the worker has decoded, of about 512 KiB.
     """
 
@@ -109,6 +111,7 @@ class MountState(msgspec.Struct):
     native: float = 0.0
     spans_decoded: int = 0
     is_writable: bool = False
+    wanted: bool = False
 
 
 class ListAnswer(msgspec.Struct):

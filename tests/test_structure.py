@@ -142,6 +142,8 @@ def test_document_names_exist(path: Path):
             file, _, test = span.partition("::")
             assert (PROJECT / file).exists(), f"{path.name} names {span}"
             assert not test or f"def {test}(" in (PROJECT / file).read_text(), f"{path.name} names {span}"
+        elif re.fullmatch(r"kitfs[\w@-]*\.(service|socket|timer)", span):
+            assert (PROJECT / "kitfs/systemd" / span).exists(), f"{path.name} names {span}"
         elif re.fullmatch(r"(kitfs|bench)(\.\w+)+(\(\))?", span):
             resolve(span.removesuffix("()"))
         elif verb := re.match(r"kitfs (?:-\S+ )*([a-z]+)\b", span):

@@ -17,6 +17,7 @@ VERBS = {
     "completion": "kitfs.cli.about:completion",
     "daemon": "kitfs.cli.mounts:daemon",
     "diff": "kitfs.cli.comparing:diff",
+    "doctor": "kitfs.cli.doctor:doctor",
     "du": "kitfs.cli.usage:du",
     "export": "kitfs.cli.exporting:export",
     "fsck": "kitfs.cli.storage:fsck",
@@ -118,13 +119,22 @@ def run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _run_process() -> int:
+    if sys.argv[0].endswith("mount.kitfs"):
+        from kitfs.cli.fstab import is_mount_helper, run_mount_helper
+
+        if is_mount_helper(sys.argv[0]):
+            return run_mount_helper(sys.argv[1:], run)
+    return run(sys.argv[1:])
+
+
 def main() -> NoReturn:
     """Run the command line of this process and end it.
 
     Everything that a verb holds is given back when it returns, so the interpreter is not taken down piece by
     piece: 6 ms of a ``kitfs mount``.
     """
-    code = run(sys.argv[1:])
+    code = _run_process()
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -43,7 +43,7 @@ _IGNORED = {
 """Options that ask for what a mount is anyway, or that change nothing in it."""
 
 
-_OPTIONS = "ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other, materialise=auto|never|always"
+_OPTIONS = "ro, noexec, modes=kit|tar, nometa, allow_other, noallow_other, materialise=auto|never|always, fsname=NAME"
 
 
 class OptionUnknown(UsageError):
@@ -61,44 +61,78 @@ class OptionUnknown(UsageError):
 @click.option("--writable", is_flag=True, help="Writable: changes go to a staging directory.")
 @click.option("--staging", type=click.Path(path_type=Path), metavar="DIRECTORY",
               help="The staging directory of --writable (default: one of the store's own).")  # fmt: skip
+@click.option("--wanted", is_flag=True, help="Mount it again at each --restore, after a reboot too, until umount.")
+@click.option("--restore", is_flag=True, help="Mount all that is wanted and not mounted.")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS",
               help=f"Comma separated: {_OPTIONS}.")  # fmt: skip
 def mount(settings: Settings, words: tuple[str, ...], everything: bool, filters: tuple[str, ...], writable: bool,
-          staging: Path | None, options: tuple[str, ...]) -> None:  # fmt: skip
+          staging: Path | None, wanted: bool, restore: bool, options: tuple[str, ...]) -> int:  # fmt: skip
     """Mount a ModelKit on an empty directory; returns when it can be read.
 
     With --writable it can be changed: what is written goes to a staging directory, which outlives the mount. The same
-    command mounts it again, over the very ModelKit that it was made over, wherever the tag points now.
+    command mounts it again, over the very ModelKit that it was made over, wherever the tag points now. So does
+    --restore with what was mounted with --wanted.
     """
-    from kitfs import mounting
+    if restore:
+        from kitfs.cli.wanting import restore_wanted
+
+        if words or everything or filters or writable or staging or wanted or options:
+            raise click.UsageError("--restore goes alone: what it mounts is recorded")
+        return restore_wanted(settings)
     from kitfs.calls import PrepareCall
 
     if len(words) != (1 if everything else 2):
         raise click.UsageError("mount wants REFERENCE DIRECTORY, or --all DIRECTORY")
     _check_flags(everything, filters, writable, staging)
     parsed = MountOptions.parse(options)
+    parsed.wanted = wanted
     cache = read_cache_settings()
-    directory = Path(words[-1])
-    if _clear_dead(directory):
+    call = PrepareCall("" if everything else words[0], "", "writable" if writable else parsed.modes, parsed.meta)
+    call.materialise, call.size_max = parsed.materialise or cache.materialise, cache.size_max
+    call.filters = list(filters)
+    mount_one(settings, call, Path(words[-1]), parsed, staging)
+    return 0
+
+
+def mount_one(
+    settings: Settings, call: PrepareCall, directory: Path, options: MountOptions, staging: Path | None
+) -> None:
+    """Mount what a call asks for, writable when it says so.
+
+    Raises:
+        KitfsError: when it can not be mounted; nothing is then.
+    """
+    from kitfs import mounting
+
+    if clear_dead(directory):
         say(f"what was mounted on {directory} was dead and is unmounted")
-    if writable:
+    if call.modes == "writable":
         from kitfs.cli.writable import mount_writable
 
-        call = PrepareCall(words[0], "", "writable", parsed.meta)
-        call.materialise, call.size_max = parsed.materialise or cache.materialise, cache.size_max
-        mount_writable(settings, call, directory, staging, parsed)
+        mount_writable(settings, call, directory, staging, options)
         return
     with mounting.check_mountpoint(directory, settings.home) as mountpoint:
-        call = PrepareCall("" if everything else words[0], str(mountpoint.path), parsed.modes, parsed.meta)
-        call.materialise, call.size_max = parsed.materialise or cache.materialise, cache.size_max
-        call.filters = list(filters)
-        with prepare(settings, call) as prepared:
-            mount_prepared(settings, prepared, ALL_SOURCE if everything else prepared.reference, mountpoint, parsed)
+        call.mountpoint = str(mountpoint.path)
+        with prepare(settings, call) as prepared, wanted_if_asked(settings, prepared, mountpoint, options):
+            source = prepared.reference if call.reference else ALL_SOURCE
+            mount_prepared(settings, prepared, source, mountpoint, options)
     if not settings.quiet and settings.log_level in ("info", "debug"):
         say(f"{prepared.reference} is mounted on {mountpoint.path}")
 
 
-def _clear_dead(directory: Path) -> bool:
+def wanted_if_asked(
+    settings: Settings, prepared: Preparation, mountpoint: Mountpoint, options: MountOptions, staging: str = ""
+) -> contextlib.AbstractContextManager[None]:
+    """Keeps what is mounted inside of it wanted, when it is to be; ``staging`` is its staging directory."""
+    if not options.wanted:
+        return contextlib.nullcontext()
+    from kitfs.cli.wanting import keep_wanted
+
+    return keep_wanted(settings, prepared.session, mountpoint.path, options, staging)
+
+
+def clear_dead(directory: Path) -> bool:
+    """Unmount what is mounted at a place and can never be served again, an overlay too. True when it was so."""
     from kitfs import mounting
     from kitfs.mountinfo import FUSE_OVERLAY, KERNEL_OVERLAY, find_at, read_mounts
 
@@ -127,6 +161,8 @@ class MountOptions:
         self.meta = True
         self.allow_other: bool | None = None
         self.noexec = False
+        self.source = ""
+        self.wanted = False
         self.materialise: Policy | None = None
 
     @classmethod
@@ -148,6 +184,8 @@ class MountOptions:
                     parsed.allow_other = option == "allow_other"
                 case "exec" | "noexec":
                     parsed.noexec = option == "noexec"
+                case _ if option.startswith("fsname="):
+                    parsed.source = option.removeprefix("fsname=")
                 case _ if option.startswith("materialise="):
                     parsed.materialise = check_materialise(option.removeprefix("materialise="))
                 case _ if option and option not in _IGNORED:
@@ -219,7 +257,7 @@ def mount_prepared(
     allow_other = mounting.others_permitted() if options.allow_other is None else options.allow_other
     if not mountpoint.is_still_there():
         raise mounting.MountpointUnusable(mountpoint.path, "it was swapped for something else meanwhile")
-    wanted = mounting.mount_options(source, allow_other=allow_other, noexec=options.noexec)
+    wanted = mounting.mount_options(options.source or source, allow_other=allow_other, noexec=options.noexec)
     descriptor = mounting.mount_device(mountpoint.path, wanted)
     try:
         mounted = mounting.get_mounted(mountpoint, before)
@@ -252,14 +290,29 @@ def ps(settings: Settings) -> None:
 
     daemon = client.find_daemon(settings.home, settings.socket)
     states = daemon.list_mounts() if daemon else []
+    states += _find_absent(settings, {state.session for state in states})
     if settings.json:
         output.print_json(states)
     elif settings.quiet:
         for state in states:
             output.print_result(state.session)
     else:
-        headers = ["REFERENCE", "DIRECTORY", "MODE", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
+        headers = ["REFERENCE", "DIRECTORY", "MODE", "WANTED", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
         output.print_table(headers, [_row(state) for state in states])
+
+
+def _find_absent(settings: Settings, served: set[str]) -> list[MountState]:
+    """What is wanted and not served, as ``ps`` shows it."""
+    if not has_wanted(settings.home):
+        return []
+    from kitfs.cli.wanting import iter_absent
+
+    return list(iter_absent(settings.home, served))
+
+
+def has_wanted(home: Path) -> bool:
+    """Whether any mount of a store is wanted: asked before anything of the store is imported."""
+    return any((home / "sessions").glob("*.wanted"))
 
 
 def _row(state: MountState) -> list[str]:
@@ -269,6 +322,7 @@ def _row(state: MountState) -> list[str]:
         state.reference,
         state.mountpoint,
         "rw" if state.is_writable else "ro",
+        "yes" if state.wanted else "-",
         str(state.pid or "-"),
         _format_duration(int(state.uptime_s)),
         format_size(state.bytes_read),

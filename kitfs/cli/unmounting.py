@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kitfs.cli.mounts import clear_dead, has_wanted
+from kitfs.cli.output import say
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError
 
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
 @click.option("--all", "everything", is_flag=True, help="Unmount everything that this store's daemon serves.")
 @click.option("--lazy", is_flag=True, help="Detach at once; files that are open stay readable.")
 def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -> None:
-    """Unmount a ModelKit; returns when nothing of it is left. What was written stays in its staging directory."""
+    """Unmount a ModelKit; returns when nothing of it is left. What was written stays in its staging directory.
+
+    What was mounted with --wanted is forgotten, mounted or not.
+    """
     from kitfs import client, overlay
     from kitfs.mountinfo import find_overlays
+    from kitfs.mounting import MountNotFound
 
     if (what is None) != everything:
         raise click.UsageError("umount wants DIRECTORY, REFERENCE or --all")
@@ -33,7 +39,15 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
     states = daemon.list_mounts() if daemon else []
     failure: KitfsError | None = None
     overlays = find_overlays()
-    found = [] if what and overlay.clear_dead_overlay(Path(what)) else _find_mounts(what, states, overlays)
+    try:
+        found = [] if what and overlay.clear_dead_overlay(Path(what)) else _find_mounts(what, states, overlays)
+    except MountNotFound:
+        if not _forget(settings, what):
+            raise
+        say(f"{what} was not mounted; it is not wanted any more")
+        return
+    if everything:
+        _clear_unserved(settings)
     for mounted, above in found:
         try:
             unmount(daemon, states, mounted, above, lazy=lazy)
@@ -41,8 +55,28 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
             failure = failure or error
     with contextlib.suppress(KitfsError):  # what is left of others is not this command's to fail for
         overlay.sweep_lowers(overlay.lower_folder(settings.home))
+    _forget(settings, what)
     if failure is not None:
         raise failure
+
+
+def _clear_unserved(settings: Settings) -> None:
+    """Unmount what sessions of this store left that nobody serves any more; the daemon does not know of them."""
+    from kitfs.store.layout import Layout
+    from kitfs.store.sessions import iter_sessions
+
+    for record, is_served in iter_sessions(Layout(settings.home)):
+        if not is_served and clear_dead(Path(record.mountpoint)):
+            say(f"what was mounted on {record.mountpoint} was dead and is unmounted")
+
+
+def _forget(settings: Settings, what: str | None) -> bool:
+    """Forget that what is not mounted any more is wanted. True when something was."""
+    if not has_wanted(settings.home):
+        return False
+    from kitfs.cli.wanting import forget_unmounted
+
+    return bool(forget_unmounted(settings, what))
 
 
 def _find_mounts(

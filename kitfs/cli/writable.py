@@ -29,6 +29,7 @@ from kitfs.mountinfo import find_overlays
 from kitfs.store.layout import Layout
 from kitfs.store.sessions import SessionOptions
 from kitfs.store.staging import iter_registrations, register
+from kitfs.store.wanted import iter_wanted
 
 if TYPE_CHECKING:
     from kitfs.cli.settings import Settings
@@ -86,7 +87,11 @@ def mount_held(
     register(staging.layout, staging.path, staging.record.reference, staging.manifests)
     call.reference, call.mountpoint = staging.record.reference, str(mountpoint.path)
     call.modes, call.manifests, call.staging = staging.record.modes, staging.record.manifests, staging.identity
-    with mounts.prepare(settings, call) as prepared, overlay.hold_lower(folder, prepared.session) as lower:
+    with (
+        mounts.prepare(settings, call) as prepared,
+        mounts.wanted_if_asked(settings, prepared, mountpoint, options, str(staging.path)),
+        overlay.hold_lower(folder, prepared.session) as lower,
+    ):
         below = mounts.MountOptions()
         below.allow_other = False
         with mounting.check_mountpoint(lower, settings.home) as place:
@@ -162,6 +167,7 @@ def _mount_again(settings: Settings, staging: Staging, found: list[Overlay], sho
     call = PrepareCall("", "", meta=shown.meta, size_max=shown.size_max)
     call.materialise = check_materialise(shown.materialise)
     options = mounts.MountOptions()
+    options.wanted = any(one.mount.staging == str(staging.path) for one in iter_wanted(staging.layout))
     for mount in (one.mount for one in found):
         options.noexec, options.allow_other = "noexec" in mount.flags, "allow_other" in mount.options.split(",")
         with mounting.check_mountpoint(mount.mountpoint, settings.home) as mountpoint:

@@ -81,6 +81,7 @@ def serve(home: Path, socket: Path | None, *, idle_s: float = 0.0, ready_fd: int
         KitfsError: when another daemon serves the store, or the socket can not be made.
     """
     from kitfs.daemon.service import Plan, run
+    from kitfs.daemon.systemd import Supervisor
     from kitfs.daemon.zygote import name_process
 
     logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO)
@@ -89,7 +90,8 @@ def serve(home: Path, socket: Path | None, *, idle_s: float = 0.0, ready_fd: int
     make_socket_folder(path, override=socket is not None)
     os.chdir("/")
     name_process("kitfs-daemon")
-    run(Plan(real, path, idle_s, start_lock_held=ready_fd is not None, ready=_announcer(ready_fd)))
+    supervisor = Supervisor({} if ready_fd is not None else os.environ)  # a command's service manager is not ours
+    run(Plan(real, path, idle_s, ready_fd is not None, _announcer(ready_fd), supervisor))
 
 
 def _announcer(ready_fd: int | None) -> Callable[[], None]:

@@ -23,6 +23,7 @@ import trio
 
 from kitfs.daemon.forker import Forker, adopt_orphans
 from kitfs.daemon.server import Server
+from kitfs.daemon.systemd import Supervisor
 from kitfs.daemon.table import Table
 from kitfs.errors import BusyError, DaemonError, KitfsError
 
@@ -56,6 +57,7 @@ class Plan:
         idle_s: End when there was no mount for so long; 0 is never.
         start_lock_held: Whether whoever started us holds the start lock.
         ready: Called when connections are accepted.
+        supervisor: The service manager that started us, if any.
     """
 
     home: Path
@@ -63,10 +65,14 @@ class Plan:
     idle_s: float
     start_lock_held: bool
     ready: Callable[[], None]
+    supervisor: Supervisor
 
 
 def run(plan: Plan) -> None:
     """Serve until stopped, idle, or told by SIGTERM or SIGINT. No mount is served any more when it returns.
+
+    Under a service manager SIGTERM ends the process with its workers going on: a restart of the service must not be
+    noticed by readers. It does not return then.
 
     Raises:
         StoreHasDaemon: when another daemon serves the store.
@@ -80,7 +86,7 @@ def run(plan: Plan) -> None:
         if not plan.start_lock_held:
             start_lock.enter_context(lock(start_lock_path(plan.socket), DaemonError("the daemon can not be started")))
         stack.enter_context(lock(plan.home, StoreHasDaemon(plan.home)))
-        listener = stack.enter_context(_listen(plan.socket))
+        listener = stack.enter_context(_open_listener(plan))
         plan.ready()
         start_lock.close()
         log.info("listening at %s for the store %s", plan.socket, plan.home)
@@ -95,18 +101,36 @@ async def _serve(plan: Plan, listener: socket.socket) -> None:
             stop = nursery.cancel_scope.cancel
             table = Table(plan.home, forker, nursery)
             server = Server(table, os.fspath(plan.home), stop)
-            nursery.start_soon(_obey_signals, stop)
+            nursery.start_soon(_obey_signals, plan, table, stop)
             nursery.start_soon(server.serve, trio.socket.from_stdlib_socket(listener))
             if plan.idle_s:
                 nursery.start_soon(_end_when_idle, plan, table, stop)
+            if plan.supervisor:
+                nursery.start_soon(_report, plan.supervisor, forker)
         outer.cancel_scope.cancel()
     log.info("the daemon ends")
 
 
-async def _obey_signals(stop: Callable[[], None]) -> None:
+async def _report(supervisor: Supervisor, forker: Forker) -> None:
+    """Say that we are ready once a worker could be forked, then that the event loop turns."""
+    worker = await forker.fork()
+    worker.kill()
+    await worker.dead.wait()
+    supervisor.tell("READY=1")
+    while supervisor.watchdog_s:
+        supervisor.tell("WATCHDOG=1")
+        await trio.sleep(supervisor.watchdog_s)
+
+
+async def _obey_signals(plan: Plan, table: Table, stop: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("signal %d", number)
+            plan.supervisor.tell("STOPPING=1")
+            if plan.supervisor and number == signal.SIGTERM and len(table):
+                log.info("the daemon ends; %d mount(s) are served on", len(table))
+                logging.shutdown()
+                os._exit(0)
             stop()
 
 
@@ -178,6 +202,16 @@ def _take_lock(descriptor: int, timeout_s: int) -> bool:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     return True
+
+
+def _open_listener(plan: Plan) -> contextlib.AbstractContextManager[socket.socket]:
+    """The socket that was passed to us, which stays when we end, or one of our own."""
+    if plan.supervisor.listener < 0:
+        return _listen(plan.socket)
+    listener = socket.socket(fileno=plan.supervisor.listener)
+    if listener.getsockname() != os.fspath(plan.socket):
+        raise SocketPathTaken(f"the socket {listener.getsockname()!r} was passed, this store's is {plan.socket}")
+    return listener
 
 
 @contextlib.contextmanager

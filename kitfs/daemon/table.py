@@ -1,7 +1,8 @@
 """The daemon's sessions by id: prepare one, start it, list them, wait for an end.
 
 Used by ``kitfs.daemon.server``. Touches of the store only ``sessions/``: it holds a record's lock for as long as it
-serves the session, so that garbage collection leaves it alone between two workers, and removes the record at its end.
+serves the session, so that garbage collection leaves it alone between two workers, and removes the record at its end,
+unless the mount is wanted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from kitfs.errors import BusyError
 from kitfs.fuse.orders import PrepareOrder
 from kitfs.store.layout import Layout
 from kitfs.store.sessions import HeldSession, new_session_id, open_session
+from kitfs.store.wanted import is_wanted
 
 SESSIONS_MAX = 1000
 """Mounts of one daemon; fusermount3 lets a user have as many (``mount_max``)."""
@@ -113,7 +115,8 @@ class Table:
     async def _follow(self, session: Session, held: HeldSession) -> None:
         def end_record() -> None:
             held.close()
-            remove_record(self._layout, session.id)
+            if not is_wanted(self._layout, session.id):
+                remove_record(self._layout, session.id)
             del self._sessions[session.id]
             self._note_change()
 
@@ -137,7 +140,8 @@ class Table:
         states: dict[str, MountState] = {}
 
         async def ask(session: Session) -> None:
-            states[session.id] = await session.state()
+            state = states[session.id] = await session.state()
+            state.wanted = is_wanted(self._layout, session.id)
 
         sessions = list(self._sessions.values())
         async with trio.open_nursery() as nursery:

@@ -100,14 +100,16 @@ def _read_sessions(layout: Layout, notes: Notes) -> None:
             if record is None:
                 if path.exists():  # else it has been ended since the folder was listed
                     notes.sessions_unreadable.append(path)
-            elif alive or record.wanted:
+            elif alive or path.with_suffix(".wanted").exists():
                 notes.held.update(map(Digest.parse, record.manifests))
             else:
                 notes.sessions_dead.append(path)
                 continue
             kept.add(path.stem)
             notes.held.update(read_held(path.with_suffix(".holds")))
-    notes.sessions_dead += [path for path in paths if path.suffix in (".holds", ".names") and path.stem not in kept]
+    notes.sessions_dead += [
+        path for path in paths if path.suffix in (".holds", ".names", ".wanted") and path.stem not in kept
+    ]
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ Used by workers (which create and serve them), the daemon (which ends them) and 
 
     sessions/<id>.json     SessionRecord, written whole, never changed; alive while its flock is held (shared)
     sessions/<id>.holds    digests taken hold of later, one a line, as in a lease
+    sessions/<id>.wanted   whether it is mounted again after a reboot (kitfs.store.wanted)
     sessions/<id>.names    numbers given to directories of a `--all` mount, appended by whoever serves it
 
 Descriptors of a held session are close-on-exec and survive a fork: a worker forked by the keeper of the session
@@ -67,7 +68,6 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
         trust: ``digest`` or ``index``.
         tree_version: The version of the rules that make a tree of it.
         inode_first: First inode number of its tree.
-        wanted: Whether it is mounted again after a reboot.
         staging: Identity of the staging directory whose lower layer it is, empty for others.
         version: Format of this record.
     """
@@ -86,7 +86,6 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     trust: str = "digest"
     tree_version: int = 1
     inode_first: int = 2
-    wanted: bool = False
     staging: str = ""
     version: int = SESSION_VERSION
 
@@ -251,7 +250,7 @@ def end_session(layout: Layout, session_id: str) -> None:
         SessionNotFound: when the id is no possible name.
     """
     path = _path(layout, session_id)
-    for suffix in (".json", ".holds", ".names"):
+    for suffix in (".wanted", ".json", ".holds", ".names"):
         durable.remove(path.with_suffix(suffix))
 
 

@@ -86,7 +86,7 @@ def test_ps_shows_what_is_mounted(machine, weights):
     assert (row["reference"], row["mountpoint"]) == ("myllm:1", str(place))
     assert row["bytes_read"] == len(weights)
     table = machine.run("ps").stdout.splitlines()
-    assert table[0].split() == ["REFERENCE", "DIRECTORY", "MODE", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
+    assert table[0].split() == ["REFERENCE", "DIRECTORY", "MODE", "WANTED", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
     assert table[1].split()[:2] == ["myllm:1", str(place)]
     assert machine.run("-q", "ps").stdout.strip() == row["session"]
 

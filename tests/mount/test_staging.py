@@ -245,8 +245,8 @@ def test_mount_point_leads_to_the_staging_directory(writer):
 
 
 def test_rebased_it_shows_the_other_with_nothing_changed(writer):
-    """Mounted it stays mounted, at the same place; in use it stays as it was, and that is 7; unmounted it moves too."""
-    place = writer.mount_writable("-o", "noexec")
+    """Mounted it stays mounted, and wanted, at its place; in use it stays as it was (7); unmounted it moves too."""
+    place = writer.mount_writable("-o", "noexec", "--wanted")
     writer.write(place / "docs/new", "mine")
     writer.write(writer.folder / "src/docs/README.md", "another\n")
     writer.run("pack", writer.folder / "src", "-t", "other:1")
@@ -261,6 +261,8 @@ def test_rebased_it_shows_the_other_with_nothing_changed(writer):
     writer.run("mount", "other:1", other)
     assert writer.listing(place) == writer.listing(other) != before
     assert next(line for line in mountinfo.read_mounts() if line.mountpoint == place).flags >= {"rw", "noexec"}
+    assert [one.wanted for one in writer.states() if one.is_writable] == [True]
+    assert len(list((writer.home / "sessions").glob("*.wanted"))) == 1
     writer.write(place / "docs/new", "again")
     assert [(one["reference"], one["mountpoint"]) for one in writer.staging_list()] == [("other:1", str(place))]
     writer.run("umount", "--all")

@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import signal
+import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -177,6 +178,53 @@ def test_a_dead_mount_is_replaced_by_the_next_one_at_its_place(machine, weights,
     machine.run("mount", "myllm:1", place)
     assert (place / "weights.bin").read_bytes() == weights
     assert len(machine.mounts()) == 1
+
+
+def test_a_restart_of_the_service_is_not_noticed(machine, weights, wait_for_end):
+    """Told to end by a service manager the daemon leaves its workers, and --restore leaves what they serve alone."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(machine.folder / "notify"))
+        manager.settimeout(60)
+        environment = {**machine.environment, "NOTIFY_SOCKET": str(machine.folder / "notify")}
+        readers: list[Reader] = []
+        place = None
+        for _ in range(4):
+            service = subprocess.Popen(
+                machine.command("daemon", "--foreground"), env=environment, stderr=subprocess.DEVNULL
+            )
+            assert manager.recv(100) == b"READY=1"
+            if place is None:
+                place = machine.mount("mnt", "myllm:1", "--wanted")
+                readers = [Reader(place / "weights.bin", weights) for _ in range(3)]
+                for reader in readers:
+                    reader.start()
+            machine.run("mount", "--restore")
+            second = machine.mount("second")
+            machine.run("umount", second)
+            service.send_signal(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1"
+            assert service.wait(60) == 0
+            count = sum(reader.reads for reader in readers)
+            while sum(reader.reads for reader in readers) < count + 20:
+                assert not any(reader.wrong for reader in readers)
+        for reader in readers:
+            reader.stop.set()
+            reader.join()
+        assert [reader.wrong for reader in readers] == [[], [], []]
+    machine.run("umount", place)
+    assert machine.mounts() == []
+
+
+def test_umount_all_clears_what_nobody_serves(machine, wait_for_end):
+    """Daemon, zygote and workers were killed at once: no daemon knows of the mount, and it goes all the same."""
+    machine.mount()
+    pids = machine.processes()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        wait_for_end(pid)
+    assert "dead" in machine.run("umount", "--all").stderr
+    assert machine.mounts() == []
 
 
 def test_a_mount_that_only_hangs_is_not_taken_for_dead(machine, monkeypatch):

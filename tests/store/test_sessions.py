@@ -12,9 +12,10 @@ from kitfs.store.errors import ManifestNotFound, SessionNotFound, StoreWriteFail
 from kitfs.store.fsck import check
 from kitfs.store.gc import gc
 from kitfs.store.sessions import SessionOptions, SessionRecord, new_session_id
+from kitfs.store.wanted import WantedMount, forget, iter_wanted, want
 
 
-def record_of(*manifests, wanted=False):
+def record_of(*manifests):
     return SessionRecord(
         id=new_session_id(),
         kind="kit",
@@ -27,7 +28,6 @@ def record_of(*manifests, wanted=False):
         manifests=[str(manifest) for manifest in manifests],
         options=SessionOptions(modes="tar", meta=False),
         inode_first=77,
-        wanted=wanted,
     )
 
 
@@ -71,13 +71,41 @@ def test_session_keeps_its_manifests_and_what_it_took_hold_of(store, build):
 
 
 def test_wanted_session_keeps_its_manifests_unheld(store, build):
-    """A session that is wanted after a reboot is a root though nobody holds it."""
+    """A session that is wanted after a reboot is a root though nobody holds it, until it is forgotten."""
     manifest = build.kit(tags=[])
-    record = record_of(manifest, wanted=True)
-    store.create_session(record).close()
+    record = record_of(manifest)
+    beside = WantedMount(noexec=True, staging="/work")
+    with store.create_session(record):
+        want(store.layout, record.id, beside)
     gc(store)
     assert store.find_manifest(manifest) is not None
-    assert list(store.iter_sessions()) == [(record, False)]
+    assert list(iter_wanted(store.layout)) == [(record, beside, False)]
+    forget(store.layout, record.id)
+    assert list(store.layout.sessions.iterdir()) == []
+    gc(store)
+    assert store.find_manifest(manifest) is None
+
+
+def test_session_that_is_served_is_forgotten_at_its_end(store, build):
+    """Who serves it keeps it whole meanwhile; after that it is like any other that is dead."""
+    with store.create_session(record_of(build.kit())) as held:
+        want(store.layout, held.id, WantedMount())
+        forget(store.layout, held.id)
+        forget(store.layout, held.id)
+        assert list(store.iter_sessions()) == [(held.record, True)]
+        assert list(iter_wanted(store.layout)) == []
+    gc(store)
+    assert list(store.layout.sessions.iterdir()) == []
+
+
+def test_damaged_mark_still_says_that_a_session_is_wanted(store, build):
+    """What it says beside is the usual then; a mark without a session is swept."""
+    with store.create_session(record_of(build.kit())) as held:
+        (store.layout.sessions / f"{held.id}.wanted").write_bytes(b"\0")
+    (store.layout.sessions / "other.wanted").write_bytes(b"")
+    gc(store)
+    assert list(iter_wanted(store.layout)) == [(held.record, WantedMount(), False)]
+    assert not (store.layout.sessions / "other.wanted").exists()
 
 
 def test_session_on_a_manifest_that_is_gone_is_refused(store):
