@@ -65,7 +65,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
               help="Print the version.")  # fmt: skip
 @global_options
 def cli() -> None:
-    """Mount ModelKits: plain read-only files, verified, stored once.
+    """Mount ModelKits: plain files, verified, stored once; commit what changed as new ones.
 
     kitfs VERB --help says more about a verb.
     """
