@@ -55,6 +55,14 @@ def gc(session: nox.Session) -> None:
 
 
 @nox.session
+def posix(session: nox.Session) -> None:
+    """fsx, fio and pjdfstest on writable mounts, each where it is on PATH; half an hour (docs/posix.md)."""
+    _install(session)
+    env = {"KITFS_POSIX": "1"}
+    session.run("pytest", "-s", "tests/mount/test_writable_tools.py", *session.posargs, env=env)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """The demonstration of ``./dev demo``."""
     _install(session)
