@@ -235,7 +235,7 @@ def test_full_disk_leaves_nothing(work):
     work.make()
     path = work.write("data/x", "")
     path.write_bytes(os.urandom(12 << 20))
-    with pytest.raises(StoreWriteFailed, match="No space left|bytes were taken"):
+    with pytest.raises(StoreWriteFailed, match=r"No space left|bytes were taken"):
         work.commit()
     assert work.tags() == ["kit:1"] and not list((work.store.home / "ingest").iterdir())
     path.write_text("12")
