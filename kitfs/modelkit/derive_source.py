@@ -15,6 +15,7 @@ from pathlib import Path
 from kitfs.modelkit import walk
 from kitfs.modelkit.borrowed import Borrowed
 from kitfs.modelkit.derive_parent import Parent
+from kitfs.modelkit.entries import PathUnreadable
 from kitfs.modelkit.ignore import IGNORE_NAME, IGNORE_SIZE_MAX, IgnoreRules, iter_entry_paths, parse_ignore
 from kitfs.modelkit.kitfile_check import check_kitfile, looking_into
 from kitfs.modelkit.merged import MergedTree
@@ -84,8 +85,7 @@ def open_staged(
         top = MergedFolder(merged, readers)
         kitfile = _find_kitfile(merged, top, staging, resolved)
         parents = find_parents(kitfile)
-        ignored = _read_file(top, IGNORE_NAME, IGNORE_SIZE_MAX) if merged.find(IGNORE_NAME.encode()) else b""
-        rules = IgnoreRules(parse_ignore(ignored), [*iter_entry_paths(kitfile), *parents.paths])
+        rules = IgnoreRules(parse_ignore(_read_ignore(merged, top)), [*iter_entry_paths(kitfile), *parents.paths])
         source = MergedSource(merged, readers, rules, warn)
         borrowed = _borrow(store, parent, parents, resolved, is_staged=True)
         yield DeriveSource(kitfile, parent, parents, borrowed, source, merged.is_current)
@@ -122,6 +122,15 @@ def _find_kitfile(merged: MergedTree, top: MergedFolder, staging: Staging, paren
     if parent.kits[0].kitfile is None:
         error.hint = _INIT_HINT
     raise error
+
+
+def _read_ignore(merged: MergedTree, top: MergedFolder) -> bytes:
+    mode = find_mode(merged, IGNORE_NAME)
+    if mode is None:
+        return b""
+    if not stat.S_ISREG(mode):
+        raise PathUnreadable(IGNORE_NAME, "it is no file")
+    return _read_file(top, IGNORE_NAME, IGNORE_SIZE_MAX)
 
 
 def _judge_kitfile(

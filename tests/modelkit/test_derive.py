@@ -1,8 +1,13 @@
 """Commits while others write, collect or commit; and what becomes of layers."""
 
 import mmap
+import os
+import signal
 import stat
+import subprocess
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +23,7 @@ from kitfs.modelkit.walk import FileChanged, FileOpenForWriting
 from kitfs.oci.mediatype import LayerFormat
 from kitfs.oci.reference import parse_reference
 from kitfs.progress import Step
-from kitfs.store.errors import TagTaken
+from kitfs.store.errors import StoreWriteFailed, TagTaken
 from kitfs.store.gc import gc
 
 KITFILE = "manifestVersion: 1.0.0\nmodel: {name: m, path: model}\ndatasets: [{path: data}]\ndocs: [{path: docs/a}]\n"
@@ -193,3 +198,45 @@ def test_index_records_of_kept_layers_are_the_childs_too(work):
     assert derived.manifest is not None
     indexes = [set(work.store.get_manifest(digest).indexes) for digest in (made, derived.manifest)]
     assert len(indexes[0] & indexes[1]) == 2 and len(indexes[1]) == 3
+
+
+def test_interrupt_leaves_nothing(work, meddling):
+    """Control-C while a layer is written ends the commit; nothing of it is visible, and nothing is under way."""
+    work.make()
+    path = work.write("data/x", "")
+    os.truncate(path, 4 << 30)
+
+    def interrupt(_count: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        work.commit(progress=meddling(interrupt))
+    assert work.tags() == ["kit:1"]
+    assert not list((work.store.home / "ingest").iterdir()) and not list((work.store.home / "leases").iterdir())
+    path.write_text("12")
+    assert work.commit().is_new
+
+
+@pytest.fixture
+def small_disk(store_home: Path) -> Iterator[Path]:
+    """The store's file system has 6 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a small file system")
+    store_home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", store_home], check=True, timeout=60)
+    yield store_home
+    subprocess.run(["umount", "-l", store_home], check=True, timeout=60)
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("small_disk")
+def test_full_disk_leaves_nothing(work):
+    """Where a child does not fit, an error says so and nothing of it is visible; a smaller one goes in then."""
+    work.make()
+    path = work.write("data/x", "")
+    path.write_bytes(os.urandom(12 << 20))
+    with pytest.raises(StoreWriteFailed, match=r"No space left|bytes were taken"):
+        work.commit()
+    assert work.tags() == ["kit:1"] and not list((work.store.home / "ingest").iterdir())
+    path.write_text("12")
+    assert work.commit().is_new and work.read("data/x") == "12"

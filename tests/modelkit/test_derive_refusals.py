@@ -11,6 +11,7 @@ from kitfs.modelkit.derive import (
     StagingNeeded,
     derive,
 )
+from kitfs.modelkit.entries import PathUnreadable
 from kitfs.modelkit.left_behind import FilesLeftBehind
 from kitfs.modelkit.pack import KitfileNotFound
 from kitfs.modelkit.pack_source import PackUnusable
@@ -140,6 +141,18 @@ def test_kitfile_that_is_none_is_refused(staged):
     staged.write("kitfile", KITFILE)
     staged.write("data/x", "12")
     assert staged.commit().is_new
+
+
+def test_ignore_file_that_is_none_is_refused(staged):
+    """A .kitignore that is a link or a directory is not passed over: what it should leave out would be committed."""
+    staged.make()
+    (staged.top / ".kitignore").symlink_to("elsewhere")
+    with pytest.raises(PathUnreadable, match="no file"):
+        staged.commit()
+    (staged.top / ".kitignore").unlink()
+    (staged.top / ".kitignore").mkdir()
+    with pytest.raises(PathUnreadable, match="no file"):
+        staged.commit()
 
 
 def test_path_that_is_gone_is_told_with_its_line(work):
