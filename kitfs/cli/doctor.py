@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kitfs.cli.output import print_json, print_result, print_table, say
+from kitfs.cli.output import encode_table, print_json, print_result, say
 from kitfs.cli.settings import Settings, verb
 
 _ENABLE = (
@@ -41,7 +41,8 @@ def doctor(settings: Settings, install_units: bool, root: Path | None) -> int:
                 print_result(finding.check)
     else:
         rows = [[one.check, one.state, one.detail, one.mend] for one in findings]
-        print_table(["CHECK", "STATE", "DETAIL", "WHAT MENDS IT"], rows)
+        table = encode_table(["CHECK", "STATE", "DETAIL", "WHAT MENDS IT"], rows)
+        print_result("\n".join(line.rstrip() for line in table.splitlines()))
     return int(any(finding.state == "fail" for finding in findings))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kitfs.cli.fstab import NAME
 from kitfs.errors import NotFoundError
+from kitfs.mountinfo import absolute
 
 UNIT_FOLDER = "etc/systemd/system"
 MOUNT_FOLDER = "sbin"
@@ -42,7 +43,7 @@ def find_program() -> Path:
     places = [shutil.which(sys.argv[0]), Path(sys.executable).parent / "kitfs", shutil.which("kitfs")]
     for place in places:
         if place and Path(place).name == "kitfs" and os.access(place, os.X_OK):
-            return Path(place).absolute()
+            return absolute(Path(place))
     raise ProgramNotFound("there is no command kitfs that a unit could run")
 
 

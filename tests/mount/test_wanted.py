@@ -8,6 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kitfs.calls import PrepareCall
+from kitfs.store.layout import Layout
+from kitfs.store.wanted import WantedMount, want
+
 pytestmark = pytest.mark.mount
 
 
@@ -137,6 +141,18 @@ def test_mount_that_fails_is_not_wanted(machine):
     machine.run("mount", "--restore", "myllm:1", place, status=2)
     assert marks(machine) == []
     machine.run("umount", place)
+
+
+def test_client_that_is_killed_before_it_mounts_leaves_nothing_wanted(machine):
+    """Its connection ends when it has marked the session already: the daemon removes record and mark."""
+    machine.run("daemon")
+    call = PrepareCall("myllm:1", str(machine.folder / "mnt"))
+    with pytest.raises(KeyboardInterrupt), machine.client.prepare(call) as prepared:
+        want(Layout(machine.home), prepared.session, WantedMount())
+        assert len(marks(machine)) == len(machine.sessions()) == 1
+        raise KeyboardInterrupt
+    assert marks(machine) == machine.sessions() == []
+    machine.run("daemon", "stop")
 
 
 def test_writable_mount_comes_back_over_its_staging_directory(writer, wait_for_end):
