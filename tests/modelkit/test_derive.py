@@ -1,5 +1,6 @@
 """Commits while others write, collect or commit; and what becomes of layers."""
 
+import fcntl
 import mmap
 import os
 import signal
@@ -19,7 +20,7 @@ from kitfs.modelkit.derive import (
 )
 from kitfs.modelkit.derive_plan import LayerState
 from kitfs.modelkit.resolve import resolve
-from kitfs.modelkit.walk import FileChanged, FileOpenForWriting
+from kitfs.modelkit.walk import FileChanged, FileOpenForWriting, refuse_writers
 from kitfs.oci.mediatype import LayerFormat
 from kitfs.oci.reference import parse_reference
 from kitfs.progress import Step
@@ -240,3 +241,12 @@ def test_full_disk_leaves_nothing(work):
     assert work.tags() == ["kit:1"] and not list((work.store.home / "ingest").iterdir())
     path.write_text("12")
     assert work.commit().is_new and work.read("data/x") == "12"
+
+
+def test_writer_that_comes_while_a_file_is_checked_is_no_harm(tmp_path):
+    """Who opens a file for writing just while its lease is there makes the kernel send a signal, none that kills."""
+    fd = os.open(tmp_path / "file", os.O_RDONLY | os.O_CREAT)
+    refuse_writers(fd, "file")
+    assert fcntl.fcntl(fd, fcntl.F_GETSIG) == signal.SIGURG
+    assert fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_UNLCK
+    os.close(fd)
