@@ -143,7 +143,7 @@ def test_document_names_exist(path: Path):
             assert (PROJECT / file).exists(), f"{path.name} names {span}"
             assert not test or f"def {test}(" in (PROJECT / file).read_text(), f"{path.name} names {span}"
         elif re.fullmatch(r"kitfs[\w@-]*\.(service|socket|timer)", span):
-            assert (PROJECT / "kitfs/systemd" / span).exists(), f"{path.name} names {span}"
+            assert (PROJECT / "systemd" / span).exists(), f"{path.name} names {span}"
         elif re.fullmatch(r"(kitfs|bench)(\.\w+)+(\(\))?", span):
             resolve(span.removesuffix("()"))
         elif verb := re.match(r"kitfs (?:-\S+ )*([a-z]+)\b", span):
