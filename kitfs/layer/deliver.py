@@ -29,7 +29,7 @@ PIECE_SIZE = 1 << 20
 """Bytes that a thread reads and writes at once, in its core's cache: 768 MiB took 0.30 CPU-seconds of the kernel's warm
 and 0.50 cold, with 256 KiB 0.40 and 0.59 (2 cores, 2 threads, a busy machine; 4 threads took more)."""
 
-STRETCH_SIZE = 16 << 20
+STRETCH_SIZE = 64 << 20
 """Bytes of one file that a thread writes before it looks what is next."""
 
 _BATCH_COUNT = 64
@@ -112,7 +112,7 @@ class _PieceJob(Job):
         begun = self.begin(index, member)
         if begun is None:
             return
-        read = self._open(index)
+        read = self._open(index, is_sequential=True)
         for start in range(0, member.size, STRETCH_SIZE):
             yield partial(_read_stretch, begun, read, start, min(start + STRETCH_SIZE, member.size))
 
@@ -122,8 +122,8 @@ class _PieceJob(Job):
             if begun is not None:
                 _read_stretch(begun, self._open(index), 0, member.size)
 
-    def _open(self, index: int) -> Callable[[int, int], bytes | memoryview]:
-        spans = self.reader.open_spans(index)
+    def _open(self, index: int, *, is_sequential: bool = False) -> Callable[[int, int], bytes | memoryview]:
+        spans = self.reader.open_spans(index, is_sequential=is_sequential)
         return self.reader.open_member(index).read if spans is None else spans.read_once
 
 

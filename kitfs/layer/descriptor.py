@@ -61,6 +61,20 @@ class Descriptor:
             done += len(part)
         return b"".join(parts)
 
+    def read_scratch(self, offset: int, size: int) -> memoryview:
+        """As `read`, into memory that this thread's next call overwrites.
+
+        Raises:
+            OSError: when the disk fails.
+        """
+        if len(_scratch.memory) < size:
+            _scratch.memory = mmap.mmap(-1, max(size, _SCRATCH_SIZE))
+        view = memoryview(_scratch.memory)[:size]
+        done = 0
+        while done < size and (part := os.preadv(self.fd, [view[done:]], offset + done)):
+            done += part
+        return view[:done]
+
     def read_once(self, offset: int, size: int) -> memoryview:
         """As `read`, of bytes that are not wanted again, into memory that this thread's next call overwrites.
 

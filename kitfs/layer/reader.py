@@ -184,14 +184,20 @@ class LayerReader:
             self._materialiser.begin(Digest.from_raw(member.digest))
         return file
 
-    def open_spans(self, index: int) -> SpanReader | None:
+    def open_spans(self, index: int, *, is_sequential: bool = False) -> SpanReader | None:
         """Open a file of a plain layer to read it from the layer's blob alone; None where it does not lie in one.
+
+        Args:
+            index: Which.
+            is_sequential: Whether it is read from its start to its end: then with a descriptor of its own, for the
+                kernel reads ahead by descriptor, and two files read in turn through one are two that jump.
 
         Raises:
             BlobNotFound: when the layer is gone.
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
-        spans = None if self._source is None else self._open_plain(self._source, self.toc[index], index)
+        source = BlobSource(self._store, self.layer) if is_sequential and self._source else self._source
+        spans = None if source is None else self._open_plain(source, self.toc[index], index)
         return spans if isinstance(spans, SpanReader) else None
 
     def open_checked(self, index: int) -> SpanReader | None:

@@ -146,7 +146,7 @@ class SpanReader:
         Raises:
             LayerCorrupt, BlobNotFound, OSError, ValueError: as `read`.
         """
-        return self._read(start, stop, Descriptor.read_once)
+        return self._read(start, stop, Descriptor.read_scratch)
 
     def _read(
         self, start: int, stop: int, read: Callable[[Descriptor, int, int], bytes | memoryview]

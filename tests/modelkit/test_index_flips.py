@@ -26,8 +26,8 @@ from kitfs.store.sessions import SessionOptions
 from kitfs.store.store import Store
 
 CAMPAIGN = os.environ.get("KITFS_CAMPAIGN", "") not in ("", "0")
-FLIPS = 3000 if CAMPAIGN else 150
-REBUILDS = 300 if CAMPAIGN else 12
+FLIPS = 3000 if CAMPAIGN else 100
+REBUILDS = 300 if CAMPAIGN else 8
 CHILD_TIMEOUT_S = 120
 
 VERDICTS = ("right", "named", "wrong-bytes", "wrong-tags", "swept", "unnamed", "rebuilt", "not-rebuilt")

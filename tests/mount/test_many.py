@@ -21,7 +21,7 @@ import pytest
 pytestmark = pytest.mark.mount
 
 CAMPAIGN = os.environ.get("KITFS_CAMPAIGN", "") not in ("", "0")
-COUNTS = [20_000, 200_000, 1_000_000] if CAMPAIGN else [20_000]
+COUNTS = [20_000, 200_000, 1_000_000] if CAMPAIGN else [10_000]
 TEXT = random.Random(7).randbytes(3000).hex().encode()
 SPAN_SIZE = 512 << 10
 RSS_MAX_KIB = 190 << 10
