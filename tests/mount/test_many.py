@@ -1,6 +1,6 @@
 """A layer of very many small files is mounted, listed, walked and read; a worker's successor shows the same inodes.
 
-20 000 files, half in folders and half in one; with ``KITFS_CAMPAIGN=1`` also 200 000 and 1 000 000, in gzip.
+10 000 or 20 000 files, half in folders and half in one; with ``KITFS_CAMPAIGN=1`` also 200 000 and 1 000 000, in gzip.
 """
 
 import contextlib
