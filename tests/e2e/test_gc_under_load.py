@@ -27,13 +27,15 @@ NAMES = 4
 """Tags that packing moves, removing takes away, and unpacking and mounting look for."""
 
 COLLECT = """
-import select, sys
+import select, sys, time
 from pathlib import Path
 from kitfs.store.gc import gc
 from kitfs.store.store import Store
 rounds = taken = 0
+due = time.monotonic()
 with Store.open(Path(sys.argv[1])) as store:
-    while not select.select([sys.stdin], [], [], 0.1)[0]:
+    while not select.select([sys.stdin], [], [], max(0, due - time.monotonic()))[0]:
+        due = max(due + 0.1, time.monotonic())
         taken += len(gc(store, dry_run=False, grace_s=0).victims)
         rounds += 1
 print(rounds, taken)
