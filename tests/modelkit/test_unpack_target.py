@@ -1,6 +1,7 @@
 """The directory that is unpacked into: nothing outside of it is written, and a name is given to whole files only."""
 
 import errno
+import gc
 import os
 import stat
 from pathlib import Path
@@ -216,6 +217,7 @@ def test_unfinished_file_has_no_name(place):
 
 def test_many_directories_need_few_descriptors(place):
     """Ten times as many directories as are kept open take a bounded number of descriptors."""
+    gc.collect()  # what tests before this one have left open
     before = len(os.listdir("/proc/self/fd"))
     with Target(place) as target:
         for number in range(1300):
@@ -223,7 +225,7 @@ def test_many_directories_need_few_descriptors(place):
             write(target, b"%d/x" % number)
         assert len(os.listdir("/proc/self/fd")) - before < 140
     del target
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_copy_falls_back_to_reading_and_writing(place, tmp_path, monkeypatch):

@@ -298,7 +298,7 @@ def test_many_members_of_every_size(store):
     raw = make_tar(files)
     before = len(os.listdir("/proc/self/fd"))
     digest = split(store, raw)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert joined(store, digest) == raw
     assert len(list(store.layout.content("members").glob("*/*"))) == 153
     assert list(store.layout.ingest.iterdir()) == []
