@@ -20,7 +20,6 @@ from bench.kit_command import find_kit, run
 from bench.kits import MIB
 from bench.pack import MAKE
 from bench.processes import files_below
-from bench.read import drop_caches
 from bench.report import Report
 from bench.world import KITFS, World, make_world
 
@@ -47,7 +46,7 @@ class _Unpacking:
     def measure(self, name: str, command: list[str | Path], store: Path, cache: str, reference: str | None) -> None:
         """Unpack once into a new directory and compare what is there with what was packed."""
         target = self.world.folder / "unpacked"
-        _prepare(store, cache, [*KITFS, "version"] if command[0] == KITFS[0] else [command[0], "version"])
+        _prepare(self.world.folder, store, cache)
         done = run([*command, "-d", target, "--progress", "none"], self.world.environment)
         label = f"{name}, {cache}"
         self.report.add(label, "s", done.elapsed_s, reference=f"{reference}, {cache}" if reference else ())
@@ -57,11 +56,12 @@ class _Unpacking:
         shutil.rmtree(target)
 
 
-def _prepare(store: Path, cache: str, version: list[str | Path]) -> None:
+def _prepare(folder: Path, store: Path, cache: str) -> None:
+    """Have what is read in the page cache, or nothing of it; the programs themselves stay there."""
     os.sync()
     if cache == "cold":
-        drop_caches()
-        subprocess.run(version, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for path in files_below(folder):
+            evict(path)
         return
     for path in files_below(store):
         if path.stat().st_size >= MIB:
@@ -74,9 +74,6 @@ def measure(arguments: argparse.Namespace) -> Report:
     size = (arguments.size_mib or 1024) * MIB
     report.note(f"{size // MIB} MiB of made bf16 weights in {SHARDS} shards, one layer")
     kit = find_kit(report)
-    caches = ("warm", "cold") if os.geteuid() == 0 else ("warm",)
-    if len(caches) == 1:
-        report.note("SKIPPED: unpacking from the disk, since only root may drop the page cache")
     with make_world() as linked, make_world() as plain, make_world() as compressed:
         source = linked.folder / "weights"
         subprocess.run([sys.executable, "-c", MAKE, source / "model", str(SHARDS), str(size)], check=True)
@@ -85,10 +82,19 @@ def measure(arguments: argparse.Namespace) -> Report:
         for world, compression in ((plain, "none"), (compressed, "gzip")):
             ways.append(_packed_way(_Unpacking(report, world, source, kit), compression))
         for _ in range(arguments.rounds or 3):
-            for cache in caches:
+            for cache in ("warm", "cold"):
                 for way in ways:
                     way(cache)
     return report
+
+
+def evict(path: Path) -> None:
+    """Take a file that is on disk out of the page cache."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
 
 
 Way = Callable[[str], None]
