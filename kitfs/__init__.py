@@ -1,4 +1,4 @@
-"""kitfs mounts ModelKits: plain read-only files over one deduplicated, verified store.
+"""kitfs mounts ModelKits: plain files over one deduplicated, verified store.
 
 Its Python API is what ``__all__`` names (``docs/python.md``). Each of the names is imported when it is first used, so
 that the command line does not pay for them.

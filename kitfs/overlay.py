@@ -194,11 +194,6 @@ def _mount_fuse(
         raise mounting.MountFailed(f"{mountpoint.path} can not be mounted: {reason}")
 
 
-def find_overlay(path: Path) -> Overlay | None:
-    """The overlay whose mount point is ``path``, the topmost, or None; it may be anybody's."""
-    return find_at(path, ((overlay.mount.mountpoint, overlay) for overlay in find_overlays()))
-
-
 def unmount_overlay(overlay: Overlay, *, lazy: bool) -> None:
     """Unmount an overlay; its lower layer stays mounted.
 

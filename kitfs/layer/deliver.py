@@ -32,6 +32,9 @@ and 0.50 cold, with 256 KiB 0.40 and 0.59 (2 cores, 2 threads, a busy machine; 4
 STRETCH_SIZE = 64 << 20
 """Bytes of one file that a thread writes before it looks what is next."""
 
+_BATCH_SIZE = 16 << 20
+"""Bytes of smaller files that a thread is given at once; a larger file is given by stretches."""
+
 _BATCH_COUNT = 64
 
 
@@ -82,14 +85,14 @@ class _PieceJob(Job):
         batch: list[tuple[int, TocMember]] = []
         size = 0
         for index, member in self.iter_files():
-            if member.size > STRETCH_SIZE:
+            if member.size > _BATCH_SIZE:
                 large.append(self._iter_stretches(index, member))
                 if len(large) == THREADS:
                     self._submit_one_each(large)
                 continue
             batch.append((index, member))
             size += member.size
-            if size >= STRETCH_SIZE or len(batch) == _BATCH_COUNT:
+            if size >= _BATCH_SIZE or len(batch) == _BATCH_COUNT:
                 self.submit(partial(self._read_batch, batch))
                 batch, size = [], 0
         if batch:
@@ -124,7 +127,7 @@ class _PieceJob(Job):
 
     def _open(self, index: int, *, is_sequential: bool = False) -> Callable[[int, int], bytes | memoryview]:
         spans = self.reader.open_spans(index, is_sequential=is_sequential)
-        return self.reader.open_member(index).read if spans is None else spans.read_once
+        return self.reader.open_member(index).read if spans is None else spans.read_scratch
 
 
 def _read_stretch(begun: Begun, read: Callable[[int, int], bytes | memoryview], start: int, stop: int) -> None:

@@ -140,8 +140,8 @@ class SpanReader:
         """
         return self._read(start, stop, Descriptor.read)
 
-    def read_once(self, start: int, stop: int) -> memoryview | bytes:
-        """As `read`, of bytes that are not wanted again, in memory that this thread's next call overwrites.
+    def read_scratch(self, start: int, stop: int) -> memoryview | bytes:
+        """As `read`, in memory that this thread's next call overwrites.
 
         Raises:
             LayerCorrupt, BlobNotFound, OSError, ValueError: as `read`.

@@ -46,8 +46,7 @@ def _blob(layout: Path, media_type: str, data: bytes) -> dict[str, object]:
 
 def make_layout(folder: Path) -> Path:
     """An OCI layout with one ModelKit, tag ``1``: a model of one file in a plain tar."""
-    archive = make_tar({"weights.bin": WEIGHTS})
-    return write_layout(folder, archive[: len(WEIGHTS) + 1536], "tar", "weights.bin")
+    return write_layout(folder, make_tar({"weights.bin": WEIGHTS})[: len(WEIGHTS) + 1536], "tar", "weights.bin")
 
 
 def make_tar(files: dict[str, bytes]) -> bytes:
@@ -297,11 +296,8 @@ def as_nobody(machine, layout, open_device):
     machine.folder, machine.uid = folder / "user", NOBODY
     machine.home = folder / "user" / "home"
     machine.prefix = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
-    machine.environment |= {
-        "KITFS_HOME": str(machine.home),
-        "HOME": str(folder),
-        "XDG_RUNTIME_DIR": str(folder / "run"),
-    }
+    machine.environment |= {"KITFS_HOME": str(machine.home), "HOME": str(folder)}
+    machine.environment["XDG_RUNTIME_DIR"] = str(folder / "run")
     packages = [str(Path(kitfs.__file__).parent.parent), sysconfig.get_paths()["purelib"]]
     machine.environment["PYTHONPATH"] = os.pathsep.join(packages)
     machine.interpreter = interpreter_for(machine.prefix, machine.environment)
@@ -367,24 +363,29 @@ class Writer:
 
     def staging_list(self) -> list[dict[str, Any]]:
         """What ``kitfs staging list`` says."""
-        found: list[dict[str, Any]] = json.loads(self.machine.run("staging", "list", "--format", "json").stdout)
-        return found
+        return json.loads(self.machine.run("staging", "list", "--format", "json").stdout)
 
     def write(self, path: Path, text: str) -> None:
         """Write a file."""
         self.machine.python("import sys; open(sys.argv[1], 'w').write(sys.argv[2])", path, text)
 
 
+@pytest.fixture
+def used_by(request: pytest.FixtureRequest, machine: Machine) -> Callable[[str], Machine]:
+    """The machine of who mounts writable: ``root`` with the kernel's overlayfs, or a ``user`` with fuse-overlayfs."""
+
+    def choose(who: str) -> Machine:
+        if os.geteuid() != 0 or (who == "user" and shutil.which("fuse-overlayfs") is None):
+            pytest.skip("needs root, and fuse-overlayfs for a user")
+        return request.getfixturevalue("as_nobody") if who == "user" else machine
+
+    return choose
+
+
 @pytest.fixture(params=["root", "user"])
-def writer(request: pytest.FixtureRequest, machine: Machine) -> Writer:
-    """Who mounts writable: root with the kernel's overlayfs, and a user with fuse-overlayfs."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if request.param == "user":
-        if shutil.which("fuse-overlayfs") is None:
-            pytest.skip("fuse-overlayfs is absent")
-        machine = request.getfixturevalue("as_nobody")
-    return Writer(machine)
+def writer(request: pytest.FixtureRequest, used_by: Callable[[str], Machine]) -> Writer:
+    """Who mounts writable."""
+    return Writer(used_by(request.param))
 
 
 @pytest.fixture

@@ -1,30 +1,10 @@
 """Writable mounts, by the kernel's overlayfs as root and by fuse-overlayfs as a user without privilege."""
 
-import os
-import shutil
 import textwrap
 
 import pytest
 
 pytestmark = [pytest.mark.mount, pytest.mark.root]
-
-MAKE_KIT = textwrap.dedent("""
-    import pathlib, sys
-    top = pathlib.Path(sys.argv[1])
-    for name in ("model", "data/sub", "docs"):
-        (top / name).mkdir(parents=True)
-    (top / "Kitfile").write_text(
-        'manifestVersion: 1.0.0\\npackage: {name: t}\\nmodel: {name: m, path: model}\\n'
-        'datasets: [{name: d, path: data}]\\ndocs: [{path: docs}]\\n')
-    (top / "model/weights.bin").write_bytes(bytes(range(256)) * 4096)
-    (top / "model/private.bin").write_bytes(b"private")
-    (top / "model/private.bin").chmod(0o600)
-    (top / "data/a.txt").write_text("a\\n")
-    (top / "data/sub/b.txt").write_text("b\\n")
-    (top / "data/run.sh").write_text("#!/bin/sh\\necho runs\\n")
-    (top / "data/run.sh").chmod(0o755)
-    (top / "docs/README.md").write_text("read me\\n")
-    """)
 
 CHANGE = textwrap.dedent("""
     import os, pathlib, subprocess, sys
@@ -51,43 +31,12 @@ CHANGE = textwrap.dedent("""
     (top / "extra/e").touch()
     """)
 
-LIST = textwrap.dedent("""
-    import pathlib, sys
-    top = pathlib.Path(sys.argv[1])
-    for path in sorted(top.rglob("*")):
-        if ".kitfs" not in path.parts and not path.is_symlink():
-            print(path.relative_to(top), path.read_bytes()[:2000].hex() if path.is_file() else "/")
-    """)
-
-
-@pytest.fixture(params=["root", "user"])
-def writer(request, machine):
-    """The machine, used by root or by a user; ``kit:1`` is a ModelKit with a model, a dataset and docs."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if request.param == "user":
-        if shutil.which("fuse-overlayfs") is None:
-            pytest.skip("fuse-overlayfs is absent")
-        machine = request.getfixturevalue("as_nobody")
-    machine.python(MAKE_KIT, machine.folder / "src")
-    machine.run("pack", machine.folder / "src", "-t", "kit:1")
-    return machine
-
-
-def mount(writer, *options: object, name: str = "mnt", reference: str = "kit:1", status: int = 0):
-    """Mount writable: the mount point, and what was said."""
-    place = writer.folder / name
-    writer.python("import os, sys; os.makedirs(sys.argv[1], exist_ok=True)", place)
-    done = writer.run("mount", reference, place, "--writable", *options, status=status)
-    return place, done.stderr
-
 
 def read_only(writer) -> str:
     """What ``kit:1`` holds, by a mount that is not writable."""
-    place = writer.folder / "plain"
-    writer.python("import os, sys; os.makedirs(sys.argv[1], exist_ok=True)", place)
+    place = writer.place("plain")
     writer.run("mount", "kit:1", place)
-    listed = writer.python(LIST, place)
+    listed = writer.listing(place)
     writer.run("umount", place)
     return listed
 
@@ -95,22 +44,22 @@ def read_only(writer) -> str:
 def test_owner_appends_creates_replaces_and_deletes_everywhere(writer):
     """The owner may change everything, the parent stays what it was, and what was changed outlives the mount."""
     before = read_only(writer)
-    place, _ = mount(writer)
-    assert writer.python(LIST, place) == before
+    place = writer.mount_writable()
+    assert writer.listing(place) == before
     writer.python(CHANGE, place)
-    changed = writer.python(LIST, place)
+    changed = writer.listing(place)
     assert changed != before
     assert read_only(writer) == before
     writer.run("umount", place)
     assert writer.all_mounts() == [] and writer.sessions() == []
-    place, _ = mount(writer)
-    assert writer.python(LIST, place) == changed
+    place = writer.mount_writable()
+    assert writer.listing(place) == changed
     writer.run("umount", place)
 
 
 def test_modes_are_those_that_an_owner_can_write_to(writer):
     """Files are 0644, or 0755 if any x bit, whatever was packed; directories are 0755; all belong to who mounted."""
-    place, _ = mount(writer)
+    place = writer.mount_writable()
     script = (
         "import os, sys; print([oct(os.stat(p).st_mode & 0o7777) for p in sys.argv[1:]], os.stat(sys.argv[1]).st_uid)"
     )

@@ -1,8 +1,6 @@
 """A day of somebody who fine-tunes a model, by the real commands, as root and as a user without privilege."""
 
 import json
-import os
-import shutil
 import textwrap
 
 import pytest
@@ -113,14 +111,9 @@ M src/serve.sh
 
 
 @pytest.fixture(params=["root", "user"])
-def tuner(request, machine):
+def tuner(request, used_by):
     """The machine, used by root or by a user; ``myllm:3.1.4`` was packed."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    if request.param == "user":
-        if shutil.which("fuse-overlayfs") is None:
-            pytest.skip("fuse-overlayfs is absent")
-        machine = request.getfixturevalue("as_nobody")
+    machine = used_by(request.param)
     machine.python(PACK, machine.folder / "src")
     machine.run("pack", machine.folder / "src", "-t", "myllm:3.1.4")
     machine.python(MAKE, *(machine.folder / name for name in ("mnt", "old", "new")))
