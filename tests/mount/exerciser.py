@@ -1,8 +1,8 @@
 """A program that changes the files of a directory at random, knows what each must hold, and reads it back.
 
 Run as ``python -c SOURCE DIRECTORY SEED COUNT [list]``: COUNT steps (0: until its standard input closes), then all is
-read once more. It prints the digest of what the directory holds and the number of steps; anything that is not as it
-must be ends it with a traceback. Files whose names begin with "kept" are only read. With ``list`` it lists the
+read once more. After its first step it prints a line, at the end the digest of what the directory holds and the number
+of steps; anything that is not as it must be ends it with a traceback. Files whose names begin with "kept" are only read. With ``list`` it lists the
 directory after each rename: else fuse-overlayfs forgets to hide the file below one that was replaced (docs/posix.md).
 """
 
@@ -146,6 +146,8 @@ def main(folder: str, seed: str, count: str, lists: str = "") -> None:
     exerciser = Exerciser(folder, int(seed), lists == "list")
     while exerciser.steps < int(count) or (count == "0" and not select.select([sys.stdin], [], [], 0)[0]):
         exerciser.step()
+        if exerciser.steps == 1:
+            print("begun", flush=True)
     print(exerciser.check(), exerciser.steps)
 
 
