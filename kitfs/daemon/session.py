@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import select
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from kitfs.daemon.forker import Forker, ForkFailed
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
 from kitfs.errors import FuseError, KitfsError
 from kitfs.fuse import protocol
+from kitfs.fuse.memory import SessionHeader, SessionMemory
 from kitfs.fuse.orders import ServeOrder
 
 if TYPE_CHECKING:
@@ -101,8 +103,8 @@ class Session:
         self._forker = forker
         self._worker = worker
         self._first_state = state
-        self._restarts = 0
-        self._began_s = trio.current_time()
+        self._memory: SessionMemory | None = None
+        self._began_s = time.time()
 
     async def run(self, end_record: Callable[[], None]) -> None:
         """Serve until the mount is gone; raises nothing but cancellation.
@@ -125,6 +127,8 @@ class Session:
         finally:
             await self._end_worker()
             os.close(self._device)
+            if self._memory is not None:
+                self._memory.close()
             end_record()
             self.outcome.settle(SessionEnded("the mount went away while it was being made"))
             self.ended.set()
@@ -142,12 +146,12 @@ class Session:
         scope.cancel()
 
     async def _serve(self) -> None:
-        init = await self._answer_init()
+        memory = self._memory = await self._answer_init()
         deaths: deque[float] = deque(maxlen=DEATHS_MAX)
         failures = 0
         while True:
             try:
-                await self._run_worker(init, resend=bool(deaths))
+                await self._run_worker(memory, resend=bool(deaths))
                 failures = 0
             except WorkerFailed as error:
                 if not self.outcome.done.is_set():
@@ -164,10 +168,10 @@ class Session:
                 raise SessionAbandoned(f"{FAILURES_MAX} workers one after the other died before they could serve")
             if len(deaths) == DEATHS_MAX and deaths[-1] - deaths[0] < DEATHS_WINDOW_S:
                 raise SessionAbandoned(f"{DEATHS_MAX} workers died within {DEATHS_WINDOW_S:g} s")
-            self._restarts += 1
+            memory.restarts += 1
 
-    async def _answer_init(self) -> bytes:
-        """Read the kernel's INIT, answer it, and return the copy for the workers.
+    async def _answer_init(self) -> SessionMemory:
+        """Read the kernel's INIT, answer it, and return the session's memory, with a copy of it for the workers.
 
         The device does not block meanwhile: whoever sent it may have read INIT away.
         """
@@ -182,15 +186,16 @@ class Session:
         finally:
             fcntl.fcntl(self._device, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
         os.write(self._device, protocol.encode_init_reply(request))
-        return protocol.mask_init(request, protocol.negotiate(request))
+        init = protocol.mask_init(request, protocol.negotiate(request))
+        return SessionMemory.create(SessionHeader(self._first_state, init, int(request.flags), self._began_s))
 
-    async def _run_worker(self, init: bytes, *, resend: bool) -> None:
+    async def _run_worker(self, memory: SessionMemory, *, resend: bool) -> None:
         """Have a worker serve, the prepared one or a successor, and return when it is dead and reaped."""
         if resend:
             self._worker = await self._forker.fork()
         worker = self._worker
         try:
-            await worker.serve(ServeOrder(self.id, resend), device=self._device, init=init)
+            await worker.serve(ServeOrder(self.id, resend), device=self._device, memory=memory)
             self.outcome.settle()
             await worker.dead.wait()
             log.warning("session %s: worker %d %s", self.id, worker.pid, worker.end())
@@ -214,8 +219,8 @@ class Session:
     async def state(self) -> MountState:
         """What ``List`` shows of it."""
         state = copy.copy(self._first_state)
-        state.restarts = self._restarts
-        state.uptime_s = round(trio.current_time() - self._began_s, 3)
+        state.restarts = self._memory.restarts if self._memory else 0
+        state.uptime_s = round(max(time.time() - self._began_s, 0.0), 3)
         if self.outcome.done.is_set():
             stats = await self._worker.stats()
             state.pid = self._worker.pid

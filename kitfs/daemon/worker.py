@@ -18,6 +18,7 @@ import trio
 from kitfs.calls import PrepareAnswer
 from kitfs.control import Refusal, encode_descriptors
 from kitfs.errors import KitfsError
+from kitfs.fuse.memory import SessionMemory
 from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, PrepareOrder, ServeOrder, WorkerMessage
 
 START_TIMEOUT_S = 60.0
@@ -139,13 +140,13 @@ class Worker:
         await self._wait(self._prepared, "prepare its session")
         return self._answer
 
-    async def serve(self, order: ServeOrder, *, device: int, init: bytes) -> None:
+    async def serve(self, order: ServeOrder, *, device: int, memory: SessionMemory) -> None:
         """Have it serve a session, and wait until it does.
 
         Args:
             order: Which session.
             device: The connection's device, which it gets a copy of.
-            init: The copy of INIT that its libfuse reads.
+            memory: The session's memory, with the copy of INIT that its libfuse reads.
 
         Raises:
             WorkerFailed: when it can not.
@@ -153,8 +154,8 @@ class Worker:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            ours.send(init)
-            await self._send(msgspec.json.encode(order), [device, theirs.fileno()])
+            ours.send(memory.header.init)
+            await self._send(msgspec.json.encode(order), [device, theirs.fileno(), memory.fileno()])
         await self._wait(self._started, "serve")
 
     async def _wait(self, event: trio.Event, purpose: str) -> None:

@@ -2,8 +2,8 @@
 
 A worker that has just been forked waits for its first order. ``PrepareOrder`` has it resolve a ModelKit and answer
 ``prepared``; a ``ServeOrder`` follows once the client has mounted. A successor of a dead worker gets the ``ServeOrder``
-at once. It carries device and INIT socket (SCM_RIGHTS), and is answered ``ready``. A worker whose socket is closed
-before that ends. Used by ``kitfs.fuse.worker`` and ``kitfs.daemon``. Pure; knows no pyfuse3.
+at once. It carries device, INIT socket and session memory (SCM_RIGHTS), and is answered ``ready``. A worker whose
+socket is closed before that ends. Used by ``kitfs.fuse.worker`` and ``kitfs.daemon``. Pure; knows no pyfuse3.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from kitfs.control import Refusal
 DATAGRAM_SIZE_MAX = 64 << 10
 """Longest datagram: a reference and two paths of 4096 bytes, each byte six as JSON writes the oddest."""
 
-SERVE_DESCRIPTORS = 2
-"""Device, and the SOCK_SEQPACKET end that holds the copy of INIT."""
+SERVE_DESCRIPTORS = 3
+"""Device, the SOCK_SEQPACKET end that holds the copy of INIT, the session's memory."""
 
 
 class PrepareOrder(msgspec.Struct, frozen=True, tag="prepare"):

@@ -34,6 +34,7 @@ from kitfs.digest import Digest
 from kitfs.errors import KitfsError
 from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover, run_session
+from kitfs.fuse.memory import SessionMemory
 from kitfs.fuse.operations import KitOperations
 from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, SERVE_DESCRIPTORS, Order, PrepareOrder, ServeOrder, WorkerMessage
 from kitfs.layer.span_pool import shared_pool
@@ -140,25 +141,28 @@ def _prepare(store: Store, order: PrepareOrder) -> HeldSession:
 
 
 def _serve_session(view: View, order: ServeOrder, descriptors: list[int], connection: socket.socket) -> None:
-    device, init = descriptors
-    serve(view, Handover(device=device, init=init, resend=order.resend), connection)
+    device, init, memory_fd = descriptors
+    memory = SessionMemory.map(memory_fd)
+    memory.lock_life()
+    serve(view, Handover(device=device, init=init, resend=order.resend), connection, memory)
 
 
-def serve(view: View, handover: Handover, connection: socket.socket) -> None:
+def serve(view: View, handover: Handover, connection: socket.socket, memory: SessionMemory) -> None:
     """Serve a view on a connection until that is gone. Runs a trio loop of its own.
 
     Args:
         view: What is shown.
         handover: The connection.
         connection: The control socket.
+        memory: The session's memory, whose lock this process holds.
 
     Raises:
         HandoverFailed: when the device can not be taken over.
     """
-    trio.run(_serve, view, handover, connection)
+    trio.run(_serve, view, handover, connection, memory)
 
 
-async def _serve(view: View, handover: Handover, connection: socket.socket) -> None:
+async def _serve(view: View, handover: Handover, connection: socket.socket, memory: SessionMemory) -> None:
     operations = KitOperations(view, handover.take)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_answer_daemon, view, handover, connection, operations.counters)

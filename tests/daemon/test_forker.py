@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from kitfs.calls import MountState
 from kitfs.daemon.forker import Forker, ForkFailed
 from kitfs.daemon.worker import WorkerFailed
 from kitfs.errors import NotFoundError
+from kitfs.fuse.memory import SessionHeader, SessionMemory
 from kitfs.fuse.orders import ServeOrder
 
 
@@ -25,10 +27,12 @@ async def fork(forker):
 async def serve(worker):
     """An order that no worker can carry out; something stands where the device belongs."""
     device = os.open("/dev/null", os.O_RDWR)
+    memory = SessionMemory.create(SessionHeader(MountState("no-such-session", "/mnt", "x:1", "0:1"), b"x", 0, 0.0))
     try:
-        await worker.serve(ServeOrder("no-such-session", False), device=device, init=b"x")
+        await worker.serve(ServeOrder("no-such-session", False), device=device, memory=memory)
     finally:
         os.close(device)
+        memory.close()
 
 
 async def test_a_worker_that_can_not_start_says_why_and_is_reaped(home):

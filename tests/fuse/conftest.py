@@ -20,8 +20,10 @@ from types import ModuleType
 import msgspec
 import pytest
 
+from kitfs.calls import MountState
 from kitfs.control import encode_descriptors
 from kitfs.fuse import protocol
+from kitfs.fuse.memory import SessionHeader, SessionMemory
 from kitfs.fuse.orders import ServeOrder
 
 TIMEOUT_S = 60.0
@@ -51,12 +53,14 @@ class Mount:
         log_path: What workers have logged.
         fifo: Where a read that is stuck says so.
         session: What a worker proper serves; empty where a sample view is served.
+        memory: The session's memory.
     """
 
     def __init__(self, path: Path, command: list[str], *, read_only: bool, log_path: Path) -> None:
         self.path = path
         self.log_path = log_path
         self.session = ""
+        self.memory: SessionMemory | None = None
         self.fifo = log_path.with_suffix(".fifo")
         os.mkfifo(self.fifo)
         self._command = command
@@ -65,7 +69,7 @@ class Mount:
         self.worker: subprocess.Popen[bytes] | None = None
         try:
             self._mount(read_only)
-            self._copy = self._answer_init()
+            self.memory = self._answer_init()
         except BaseException:
             self.close()
             raise
@@ -77,10 +81,12 @@ class Mount:
         flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)
         _check(libc.mount(b"sample", os.fsencode(self.path), b"fuse.kitfs", flags, options.encode()))
 
-    def _answer_init(self) -> bytes:
+    def _answer_init(self) -> SessionMemory:
         request = protocol.parse_init(os.read(self._device, protocol.INIT_BUFFER_SIZE))
         os.write(self._device, protocol.encode_init_reply(request))
-        return protocol.mask_init(request, protocol.negotiate(request))
+        init = protocol.mask_init(request, protocol.negotiate(request))
+        shown = MountState("sample", str(self.path), "sample:1", "0:1")
+        return SessionMemory.create(SessionHeader(shown, init, int(request.flags), 0.0))
 
     def start_worker(self, *, resend: bool = False, view: str | None = None) -> None:
         """Start a process that serves the mount, and wait until it does."""
@@ -93,14 +99,14 @@ class Mount:
         self._control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(TIMEOUT_S)
         with init_ours, init_theirs, control_theirs, self.log_path.open("ab") as log:
-            init_ours.send(self._copy)
-            numbers = (self._device, init_theirs.fileno(), control_theirs.fileno())
+            init_ours.send(self.memory.header.init)
+            numbers = (self._device, init_theirs.fileno(), control_theirs.fileno(), self.memory.fileno())
             arguments = [*command, *map(str, numbers), str(resend)]
             environment = {**os.environ, "SAMPLE_VIEW_STUCK_FIFO": str(self.fifo)}
             self.worker = subprocess.Popen(arguments, pass_fds=numbers, stderr=log, env=environment)
             if self.session:
                 order = msgspec.json.encode(ServeOrder(self.session, resend))
-                self._control.sendmsg([order], encode_descriptors(numbers[:2]))
+                self._control.sendmsg([order], encode_descriptors([*numbers[:2], numbers[3]]))
 
     def hear(self) -> dict[str, object]:
         """The next thing that the worker says."""
@@ -171,6 +177,8 @@ class Mount:
         libc.umount2(os.fsencode(self.path), MNT_DETACH)
         if self._control is not None:
             self._control.close()
+        if self.memory is not None:
+            self.memory.close()
 
 
 @pytest.fixture(scope="session")

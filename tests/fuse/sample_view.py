@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from kitfs.errors import IntegrityError
 from kitfs.fuse.handover import Handover
+from kitfs.fuse.memory import SessionMemory
 from kitfs.fuse.worker import serve
 from kitfs.modelkit.served import Attributes, IsADirectory, NativeShare, NotADirectory
 from kitfs.modelkit.tree import NodeKind, NodeNotFound
@@ -183,12 +184,14 @@ class FreedView(SampleView):
 VIEWS = {"sample": SampleView, "blocking": BlockingView, "freed": FreedView}
 
 
-def main(view: str, device: str, init: str, control: str, resend: str) -> None:
+def main(view: str, device: str, init: str, control: str, memory: str, resend: str) -> None:
     """Serve as a worker, until the mount is gone."""
     logging.basicConfig(format="%(levelname)s %(name)s %(message)s", level=logging.INFO)
     os.chdir("/")
     handover = Handover(device=int(device), init=int(init), resend=resend == "True")
-    serve(VIEWS[view](), handover, socket.socket(fileno=int(control)))
+    shared = SessionMemory.map(int(memory))
+    shared.lock_life()
+    serve(VIEWS[view](), handover, socket.socket(fileno=int(control)), shared)
 
 
 if __name__ == "__main__":

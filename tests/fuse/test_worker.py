@@ -77,8 +77,8 @@ import os
 import sys
 from pathlib import Path
 from kitfs.fuse.worker import run_worker
-home, device, init, control, resend = sys.argv[1:]
-for number in (device, init):
+home, device, init, control, memory, resend = sys.argv[1:]
+for number in (device, init, memory):
     os.close(int(number))
 run_worker(home=Path(home), control=int(control))
 """
