@@ -2,8 +2,9 @@
 
 Run as ``python -c SOURCE DIRECTORY SEED COUNT [list]``: COUNT steps (0: until its standard input closes), then all is
 read once more. After its first step it prints a line, at the end the digest of what the directory holds and the number
-of steps; anything that is not as it must be ends it with a traceback. Files whose names begin with "kept" are only read. With ``list`` it lists the
-directory after each rename: else fuse-overlayfs forgets to hide the file below one that was replaced (docs/posix.md).
+of steps; anything that is not as it must be ends it with a traceback. Files whose names begin with "kept" are only
+read. With ``list`` it lists the directory after each rename: else fuse-overlayfs forgets to hide the file below one
+that was replaced (docs/posix.md).
 """
 
 import hashlib
