@@ -55,6 +55,14 @@ def gc(session: nox.Session) -> None:
 
 
 @nox.session
+def failover(session: nox.Session) -> None:
+    """1000 SIGKILLs of workers, 100 of daemons and 100 of zygotes under eight verifying readers; prints their stalls."""
+    _install(session)
+    env = {"KITFS_CAMPAIGN": "1"}
+    session.run("pytest", "-s", "tests/mount/test_failover_campaign.py", *session.posargs, env=env)
+
+
+@nox.session
 def posix(session: nox.Session) -> None:
     """fsx, fio and pjdfstest on writable mounts, each where it is on PATH; half an hour (docs/posix.md)."""
     _install(session)
