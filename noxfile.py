@@ -56,7 +56,7 @@ def gc(session: nox.Session) -> None:
 
 @nox.session
 def failover(session: nox.Session) -> None:
-    """1000 SIGKILLs of workers, 100 of daemons and 100 of zygotes under eight verifying readers; prints their stalls."""
+    """1000 workers, 100 daemons and 100 zygotes are killed under eight verifying readers; prints their stalls."""
     _install(session)
     env = {"KITFS_CAMPAIGN": "1"}
     session.run("pytest", "-s", "tests/mount/test_failover_campaign.py", *session.posargs, env=env)

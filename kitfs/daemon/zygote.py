@@ -33,6 +33,10 @@ _SHARED_MODULES = (
 )
 """Imported once and shared by all children; all but the first would else be imported by each worker (10 ms)."""
 
+_OOM_SCORE_ADJ = 1000
+"""The zygote and its workers die first when memory runs out (proc(5)): they hold nothing that their successors can not
+derive, and a reader that has weights in memory would else be chosen."""
+
 _ENDED_BADLY = 70
 """Exit code of a worker that an exception ended (EX_SOFTWARE, sysexits.h)."""
 
@@ -130,6 +134,7 @@ def main(arguments: list[str]) -> None:
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     name_process("kitfs-zygote")
+    Path("/proc/self/oom_score_adj").write_text(f"{_OOM_SCORE_ADJ}", "ascii")
     for module in _SHARED_MODULES:
         importlib.import_module(module)
 

@@ -31,8 +31,25 @@ FILLED_SHARE = 0.9
 
 _RETRY_S = 30.0  # a full disk is not asked again by every span
 _BACKLOG_MAX = 64
+_TELL_S = 3600.0  # a disk that stays full is one line in the log, not one a member and try
 
 _log = logging.getLogger(__name__)
+
+
+class _Shortage:
+    """Says in the log that there is no room for members, once in ``_TELL_S``."""
+
+    def __init__(self) -> None:
+        self._quiet_until_s = 0.0
+
+    def tell(self, reason: object) -> None:
+        """Something could not be written."""
+        if time.monotonic() >= self._quiet_until_s:
+            self._quiet_until_s = time.monotonic() + _TELL_S
+            _log.warning("members get no files of their own, reads go on from their layers: %s", reason)
+
+
+_shortage = _Shortage()
 
 
 def partial_name(layer: Digest, index: int) -> str:
@@ -231,8 +248,9 @@ class MemberPartial:
             size = self._stop - self._start
             if has_room or is_used(self._store.layout, self._name) or self._store.make_room(size):
                 return Partial(self._store.layout, self._name, size, self._last - self._first + 1)
+            _shortage.tell(f"{size} bytes more do not fit")
         except (KitfsError, OSError) as error:
-            _log.warning("%s", error)
+            _shortage.tell(error)
         self._retry_s = time.monotonic() + _RETRY_S
         return None
 
@@ -241,10 +259,11 @@ class MemberPartial:
         begin, end = max(start, self._start), min(stop, self._stop)
         number = span - self._first
         try:
-            if not partial.has(number):
+            if not partial.has(number) and time.monotonic() >= self._retry_s:
                 partial.write(number, memoryview(data)[begin - start : end - start], begin - self._start)
         except (OSError, StoreWriteFailed) as error:
-            _log.warning("%s", error)
+            self._retry_s = time.monotonic() + _RETRY_S
+            _shortage.tell(error)
 
     def run(self) -> None:
         """End the member: decode what is missing, hash, place, record. A job of the finisher.
