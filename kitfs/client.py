@@ -12,7 +12,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,6 +24,7 @@ from kitfs.calls import (
     PingAnswer,
     PrepareAnswer,
     PrepareCall,
+    StatusAnswer,
     WaitEndedAnswer,
     WaitEndedCall,
 )
@@ -108,6 +109,15 @@ class Client:
         """
         return self._call("List", Nothing(), ListAnswer).mounts
 
+    def status(self) -> StatusAnswer:
+        """How the daemon is, and all its mounts.
+
+        Raises:
+            DaemonUnreachable: when nobody answers.
+            UsageError: when it is of a version that can not say.
+        """
+        return self._call("Status", Nothing(), StatusAnswer)
+
     def stop(self) -> None:
         """Have the daemon end, and wait until it has.
 
@@ -176,8 +186,15 @@ def find_daemon(home: Path, socket: Path | None) -> Client | None:
     return client
 
 
-def ensure_daemon(home: Path, socket: Path | None) -> Client:
+def ensure_daemon(
+    home: Path, socket: Path | None, environment: Callable[[], Mapping[str, str]] = lambda: os.environ
+) -> Client:
     """The store's daemon; it is started when none answers.
+
+    Args:
+        home: The store's folder.
+        socket: Its socket, None for the usual place.
+        environment: Called when one is started: the environment that it gets.
 
     Raises:
         DaemonUnreachable: when it does not start.
@@ -191,7 +208,7 @@ def ensure_daemon(home: Path, socket: Path | None) -> Client:
     with _start_lock(path):
         client = find_daemon(home, socket)
         if client is None:
-            _start(home, path)
+            _start(home, path, environment())
             client = Client(path)
     return client
 
@@ -211,7 +228,7 @@ def _start_lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _start(home: Path, path: Path) -> None:
+def _start(home: Path, path: Path, environment: Mapping[str, str]) -> None:
     """Start a daemon in the background and wait until it listens."""
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-m", "kitfs.daemon"]
@@ -220,7 +237,7 @@ def _start(home: Path, path: Path) -> None:
         command += ["--idle-s", idle_s]
     actions = [(os.POSIX_SPAWN_DUP2, writer, writer)]
     try:
-        pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+        pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
     finally:
         os.close(writer)
     with open(reader, "rb", buffering=0) as pipe:
