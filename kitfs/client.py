@@ -29,7 +29,7 @@ from kitfs.calls import (
     WaitEndedCall,
 )
 from kitfs.control import ControlConnection, DaemonUnreachable, check_socket, make_socket_folder, socket_path
-from kitfs.errors import KitfsError
+from kitfs.errors import KitfsError, UsageError
 
 START_TIMEOUT_S = 30.0
 """A daemon is ready 0.2 s after its start."""
@@ -109,15 +109,6 @@ class Client:
         """
         return self._call("List", Nothing(), ListAnswer).mounts
 
-    def status(self) -> StatusAnswer:
-        """How the daemon is, and all its mounts.
-
-        Raises:
-            DaemonUnreachable: when nobody answers.
-            UsageError: when it is of a version that can not say.
-        """
-        return self._call("Status", Nothing(), StatusAnswer)
-
     def stop(self) -> None:
         """Have the daemon end, and wait until it has.
 
@@ -184,6 +175,28 @@ def find_daemon(home: Path, socket: Path | None) -> Client | None:
     except (FileNotFoundError, DaemonUnreachable):
         return None
     return client
+
+
+def find_status(home: Path, socket: Path | None, *, timeout_s: float = 5.0) -> StatusAnswer | None:
+    """How the store's daemon is and all its mounts, or None when none listens.
+
+    Raises:
+        DaemonUnreachable: when one listens and does not answer in time.
+        SocketUntrusted: when something that is not ours lies where its socket belongs.
+    """
+    path = socket_path(home, socket)
+    try:
+        check_socket(path)
+        connection = ControlConnection.connect(path, timeout_s=timeout_s)
+    except (FileNotFoundError, DaemonUnreachable):
+        return None
+    with connection:
+        try:
+            return connection.call("Status", Nothing(), StatusAnswer, timeout_s=timeout_s)
+        except UsageError:  # of a version without it
+            answer = connection.call("Ping", Nothing(), PingAnswer, timeout_s=timeout_s)
+            mounts = connection.call("List", Nothing(), ListAnswer, timeout_s=timeout_s).mounts
+            return StatusAnswer(answer.version, answer.pid, answer.home, os.fspath(path), 0.0, mounts=mounts)
 
 
 def ensure_daemon(

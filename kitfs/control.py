@@ -271,9 +271,13 @@ def check_socket(path: Path) -> None:
 
 def peer_owner(connection: Any) -> tuple[int, int]:
     """The uid and gid at the other end of a connected unix socket (SO_PEERCRED, unix(7))."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    _, uid, gid = _PEER.unpack(raw)
+    _, uid, gid = _peer(connection)
     return uid, gid
+
+
+def _peer(connection: Any) -> tuple[int, int, int]:
+    pid, uid, gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, uid, gid
 
 
 def is_fuse_device(descriptor: int) -> bool:
@@ -360,6 +364,11 @@ class ControlConnection:
                 raise DaemonUnreachable("the daemon closed the connection without an answer")
             self._framer.feed(piece)
         return message
+
+    @property
+    def peer_pid(self) -> int:
+        """The process that listens, 0 when it is in another namespace."""
+        return _peer(self._socket)[0]
 
     def finish(self, *, timeout_s: float = 10.0) -> None:
         """Say that no call follows, and wait until the daemon has closed its end; at most ``timeout_s``."""

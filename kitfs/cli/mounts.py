@@ -336,19 +336,21 @@ def daemon(settings: Settings, action: str | None, foreground: bool, metrics: st
         os.environ.update(daemon_environment(settings, metrics))
         serve(settings.home, settings.socket)
         return
-    _check_metrics(ensure_daemon(settings, metrics), metrics)
+    ensure_daemon(settings, metrics)
+    if metrics is not None:
+        _check_metrics(settings, metrics)
 
 
-def _check_metrics(running: Client, metrics: str | None) -> None:
+def _check_metrics(settings: Settings, metrics: str) -> None:
     """See that metrics are served where they were asked for; the daemon itself serves mounts without them too.
 
     Raises:
         MetricsElsewhere: when they are not.
     """
-    if metrics is None:
-        return
-    answer = running.status()
-    if answer.metrics != ("" if metrics == "off" else metrics):
+    from kitfs import client
+
+    answer = client.find_status(settings.home, settings.socket)
+    if answer is not None and answer.metrics != ("" if metrics == "off" else metrics):
         lacks = [lack.what for lack in answer.degraded if metrics in lack.what]
         raise MetricsElsewhere(lacks[0] if lacks else f"the daemon that runs serves metrics {_place(answer.metrics)}")
 

@@ -32,8 +32,7 @@ def ps(settings: Settings) -> None:
     from kitfs import client
 
     daemon = client.find_daemon(settings.home, settings.socket)
-    states = daemon.list_mounts() if daemon else []
-    states += find_unserved(settings, states)
+    states = complete(settings, daemon.list_mounts() if daemon else [])
     if settings.json:
         print_json(states)
     elif settings.quiet:
@@ -44,20 +43,33 @@ def ps(settings: Settings) -> None:
         print_table(headers, [_row(state) for state in states])
 
 
-def find_unserved(settings: Settings, served: Sequence[MountState]) -> list[MountState]:
-    """What nobody serves: ``dead`` of what is mounted here, and ``absent`` of what is wanted and not mounted.
+def complete(settings: Settings, served: Sequence[MountState]) -> list[MountState]:
+    """What the daemon serves, ``dead`` where its overlay is, and what nobody serves.
 
-    Args:
-        settings: Global options.
-        served: What the daemon serves.
+    That is ``dead`` where it is mounted here, and ``absent`` where it is wanted and not mounted.
     """
-    sessions = {state.session for state in served}
-    found = list(iter_dead(settings.home, served))
+    states = [*served]
+    _mark_dead_overlays([state for state in states if state.is_writable])
+    states += iter_dead(settings.home, served)
     if has_wanted(settings.home):
         from kitfs.cli.wanting import iter_absent
 
-        found += iter_absent(settings.home, sessions | {state.session for state in found})
-    return found
+        states += iter_absent(settings.home, {state.session for state in states})
+    return states
+
+
+def _mark_dead_overlays(writable: Sequence[MountState]) -> None:
+    """An overlay of fuse-overlayfs ends with its process, whoever serves what it lies over."""
+    if not writable:
+        return
+    from kitfs import mounting
+    from kitfs.mountinfo import FUSE_OVERLAY, read_mounts
+
+    places = {str(line.mountpoint): line.mountpoint for line in read_mounts() if line.kind == FUSE_OVERLAY}
+    for state in writable:
+        place = places.get(state.mountpoint)
+        if place is not None and mounting.is_dead(place):
+            state.state, state.reason = DEAD, "its fuse-overlayfs has ended"
 
 
 def iter_dead(home: Path, served: Sequence[MountState]) -> Iterator[MountState]:

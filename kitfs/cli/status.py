@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from kitfs.cli.output import encode_table, format_size, print_json, print_result
-from kitfs.cli.ps import find_unserved, format_duration, format_state
+from kitfs.cli.ps import complete, format_duration
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError, UsageError
 
@@ -60,7 +60,7 @@ class Report(NamedTuple):
     mounts: list[MountState]
     store: StoreSummary | None
     store_trouble: str
-    rates: dict[str, Rates] = {}
+    rates: dict[str, Rates]
 
 
 class Looker:
@@ -82,15 +82,14 @@ class Looker:
         self._before, self._before_s = {one.session: one for one in served}, now_s
         if now_s - self._store_s >= STORE_AGE_S:
             self._store, self._store_s = self._count(), now_s
-        mounts = [*served, *find_unserved(self._settings, served)]
+        mounts = complete(self._settings, served)
         return Report(self._settings.home, answer, trouble, mounts, *self._store, rates)
 
     def _ask(self) -> tuple[StatusAnswer | None, str]:
         from kitfs import client
 
         try:
-            daemon = client.find_daemon(self._settings.home, self._settings.socket)
-            return (daemon.status() if daemon else None), ""
+            return client.find_status(self._settings.home, self._settings.socket), ""
         except KitfsError as error:
             return None, str(error)
 
@@ -173,7 +172,7 @@ def _name_rates(rates: Rates) -> list[tuple[str, float]]:
 
 def format_report(report: Report) -> str:
     """A report for people: three parts, each with a blank line between."""
-    parts = [_format_daemon(report), format_mounts(report), _format_store(report)]
+    parts = [_format_daemon(report), _format_mounts(report), _format_store(report)]
     return "\n\n".join(parts)
 
 
@@ -187,8 +186,9 @@ def _format_daemon(report: Report) -> str:
     skew = "" if daemon.version == __version__ else f", this command is {__version__}: kitfs daemon --replace"
     zygote = f"process {daemon.zygote}" if daemon.zygote else "none"
     restarts = f", {daemon.zygote_restarts} died before it" if daemon.zygote_restarts else ""
+    uptime = f", up {format_duration(int(time.time() - daemon.started_s))}" if daemon.started_s else ""
     pairs = [
-        ("state", f"process {daemon.pid}, up {format_duration(int(time.time() - daemon.started_s))}"),
+        ("state", f"process {daemon.pid}{uptime}"),
         ("version", daemon.version + skew),
         ("socket", daemon.socket),
         ("zygote", zygote + restarts),
@@ -202,26 +202,26 @@ def _format_daemon(report: Report) -> str:
     return _format_pairs("DAEMON", pairs)
 
 
-def format_mounts(report: Report) -> str:
+def _format_mounts(report: Report) -> str:
     """The mounts as a table, with rates where there are any."""
-    headers, rows = mount_rows(report)
+    headers, rows = _mount_rows(report)
     return _trim(encode_table(headers, rows)) if rows else "MOUNTS\nnone"
 
 
-def mount_rows(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of the mounts."""
-    has_rates = bool(report.rates)
-    rated = ["READS/S", "READ/S"] if has_rates else []
-    headers = ["REFERENCE", "DIRECTORY", "PID", "RESTARTS", "UPTIME", "NATIVE", "SPANS", "READ", *rated, "STATE"]
+def _mount_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of the mounts; rates and reasons only where there are any."""
+    rated = ["READS/S", "READ/S"] if report.rates else []
+    reasoned = ["WHY"] if any(one.reason for one in report.mounts) else []
+    headers = ["REFERENCE", "DIRECTORY", "STATE", "NATIVE", *rated, "READ", "SPANS", "UPTIME", "RESTARTS", "PID"]
     rows = []
     for one in report.mounts:
         rates = report.rates.get(one.session, Rates())
-        cells = [f"{rates.reads:.0f}", f"{format_size(int(rates.size))}"] if has_rates else []
-        rows.append([
-            one.reference, one.mountpoint, str(one.pid or "-"), str(one.restarts), format_duration(int(one.uptime_s)),
-            f"{int(one.native * 100)}%", str(one.spans_decoded), format_size(one.bytes_read), *cells, format_state(one),
-        ])  # fmt: skip
-    return headers, rows
+        row = [one.reference, one.mountpoint, one.state, f"{int(one.native * 100)}%"]
+        row += [f"{rates.reads:.0f}", format_size(int(rates.size))] if rated else []
+        row += [format_size(one.bytes_read), str(one.spans_decoded), format_duration(int(one.uptime_s))]
+        row += [str(one.restarts), str(one.pid or "-")]
+        rows.append([*row, one.reason] if reasoned else row)
+    return [*headers, *reasoned], rows
 
 
 def _format_store(report: Report) -> str:

@@ -21,9 +21,6 @@ from kitfs.errors import KitfsError
 IDLE_S = 600.0
 """A daemon that a command started ends when its last mount has been gone for so long."""
 
-LOG_SIZE_MAX = 1 << 20
-"""A log that is longer when a daemon starts begins anew."""
-
 READY = b"ready\n"
 """What a daemon in the background writes to ``--ready-fd``; anything else is why it did not start."""
 
@@ -61,8 +58,6 @@ def _detach(log_path: Path, ready_fd: int) -> None:
     os.chdir("/")
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     log_fd = os.open(log_path, flags, 0o600)
-    if os.fstat(log_fd).st_size > LOG_SIZE_MAX:
-        os.ftruncate(log_fd, 0)
     null = os.open(os.devnull, os.O_RDWR)
     for target, source in ((0, null), (1, log_fd), (2, log_fd)):
         os.dup2(source, target)

@@ -23,6 +23,7 @@ import trio
 
 from kitfs.calls import Lack
 from kitfs.daemon.forker import Forker, adopt_orphans
+from kitfs.daemon.logfile import keep_log_bounded
 from kitfs.daemon.overview import Overview
 from kitfs.daemon.server import Server
 from kitfs.daemon.systemd import Supervisor
@@ -107,6 +108,7 @@ async def _serve(plan: Plan, listener: socket.socket, metrics: socket.socket | L
             table = Table(plan.home, forker, nursery)
             overview = Overview(table, forker, plan.home, plan.socket)
             server = Server(table, os.fspath(plan.home), stop, overview.describe)
+            nursery.start_soon(keep_log_bounded, plan.socket)
             if isinstance(metrics, Lack):
                 overview.lacks.append(metrics)
             elif metrics is not None:
