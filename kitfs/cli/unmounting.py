@@ -38,7 +38,8 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
         raise click.UsageError("umount wants DIRECTORY, REFERENCE or --all")
     daemon = client.find_daemon(settings.home, settings.socket)
     states = daemon.list_mounts() if daemon else []
-    states += iter_dead(settings.home, states)
+    if what is not None:
+        states += iter_dead(settings.home, states)
     failure: KitfsError | None = None
     overlays = find_overlays()
     try:
