@@ -87,15 +87,18 @@ class WaitEndedAnswer(msgspec.Struct):
 
 
 class MountState(msgspec.Struct):
-    """One mount as ``List`` shows it; the counters are the living worker's.
+    """One mount as ``List`` shows it; the counters are those of all its workers, as far as they were asked.
 
     Attributes:
-        state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers. Of a mount that is wanted and
-            not served ``kitfs ps`` says ``absent``.
+        state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers. Of what nobody serves
+            ``kitfs ps`` says ``absent`` when it is wanted and not mounted, and ``dead`` when it is mounted.
         native: Share of the bytes shown that are plain files in the store just now, opened or not, 0 to 1.
         is_writable: Whether it is the lower layer of an overlay, which is what lies at ``mountpoint``.
         wanted: Whether it is mounted again after a reboot.
-        spans_decoded: Spans of compressed layers that the worker has decoded, of about 512 KiB.
+        spans_decoded: Spans of compressed layers that have been decoded, of about 512 KiB.
+        opens: Files opened.
+        errors: Requests that failed because something is broken.
+        reason: Why it is in its state, where that is not plain: of ``starting`` why no worker serves it.
     """
 
     session: str
@@ -112,6 +115,9 @@ class MountState(msgspec.Struct):
     spans_decoded: int = 0
     is_writable: bool = False
     wanted: bool = False
+    opens: int = 0
+    errors: int = 0
+    reason: str = ""
 
 
 class ListAnswer(msgspec.Struct):
@@ -126,3 +132,41 @@ class PingAnswer(msgspec.Struct):
     version: str
     pid: int
     home: str
+
+
+class Lack(msgspec.Struct, frozen=True):
+    """Something of the daemon that does not work as it should.
+
+    Attributes:
+        what: What, and why.
+        mend: The line that mends it, empty where there is none.
+    """
+
+    what: str
+    mend: str = ""
+
+
+class StatusAnswer(msgspec.Struct):
+    """How the daemon is, and all its mounts.
+
+    Attributes:
+        started_s: When it started, seconds since the epoch.
+        zygote: Process id of the zygote, 0 while there is none.
+        zygote_restarts: Zygotes that died since the daemon started.
+        passthrough: Empty when files can be passed through to readers, else why not.
+        degraded: What does not work as it should; empty when all is well.
+        metrics: Where metrics are served, empty for nowhere.
+        mounts: As ``List``.
+    """
+
+    version: str
+    pid: int
+    home: str
+    socket: str
+    started_s: float
+    zygote: int = 0
+    zygote_restarts: int = 0
+    passthrough: str = ""
+    degraded: list[Lack] = []
+    metrics: str = ""
+    mounts: list[MountState] = []

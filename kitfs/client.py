@@ -12,7 +12,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,11 +24,12 @@ from kitfs.calls import (
     PingAnswer,
     PrepareAnswer,
     PrepareCall,
+    StatusAnswer,
     WaitEndedAnswer,
     WaitEndedCall,
 )
 from kitfs.control import ControlConnection, DaemonUnreachable, check_socket, make_socket_folder, socket_path
-from kitfs.errors import KitfsError
+from kitfs.errors import KitfsError, UsageError
 
 START_TIMEOUT_S = 30.0
 """A daemon is ready 0.2 s after its start."""
@@ -176,8 +177,37 @@ def find_daemon(home: Path, socket: Path | None) -> Client | None:
     return client
 
 
-def ensure_daemon(home: Path, socket: Path | None) -> Client:
+def find_status(home: Path, socket: Path | None, *, timeout_s: float = 5.0) -> StatusAnswer | None:
+    """How the store's daemon is and all its mounts, or None when none listens.
+
+    Raises:
+        DaemonUnreachable: when one listens and does not answer in time.
+        SocketUntrusted: when something that is not ours lies where its socket belongs.
+    """
+    path = socket_path(home, socket)
+    try:
+        check_socket(path)
+        connection = ControlConnection.connect(path, timeout_s=timeout_s)
+    except (FileNotFoundError, DaemonUnreachable):
+        return None
+    with connection:
+        try:
+            return connection.call("Status", Nothing(), StatusAnswer, timeout_s=timeout_s)
+        except UsageError:  # of a version without it
+            answer = connection.call("Ping", Nothing(), PingAnswer, timeout_s=timeout_s)
+            mounts = connection.call("List", Nothing(), ListAnswer, timeout_s=timeout_s).mounts
+            return StatusAnswer(answer.version, answer.pid, answer.home, os.fspath(path), 0.0, mounts=mounts)
+
+
+def ensure_daemon(
+    home: Path, socket: Path | None, environment: Callable[[], Mapping[str, str]] = lambda: os.environ
+) -> Client:
     """The store's daemon; it is started when none answers.
+
+    Args:
+        home: The store's folder.
+        socket: Its socket, None for the usual place.
+        environment: Called when one is started: the environment that it gets.
 
     Raises:
         DaemonUnreachable: when it does not start.
@@ -191,7 +221,7 @@ def ensure_daemon(home: Path, socket: Path | None) -> Client:
     with _start_lock(path):
         client = find_daemon(home, socket)
         if client is None:
-            _start(home, path)
+            _start(home, path, environment())
             client = Client(path)
     return client
 
@@ -211,7 +241,7 @@ def _start_lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _start(home: Path, path: Path) -> None:
+def _start(home: Path, path: Path, environment: Mapping[str, str]) -> None:
     """Start a daemon in the background and wait until it listens."""
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-m", "kitfs.daemon"]
@@ -220,7 +250,7 @@ def _start(home: Path, path: Path) -> None:
         command += ["--idle-s", idle_s]
     actions = [(os.POSIX_SPAWN_DUP2, writer, writer)]
     try:
-        pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+        pid = os.posix_spawn(command[0], command, environment, file_actions=actions)
     finally:
         os.close(writer)
     with open(reader, "rb", buffering=0) as pipe:

@@ -1,6 +1,7 @@
 """What ``kitfs doctor`` looks at: one function for each thing that the machine must have, or had better have.
 
-Nothing is changed, no daemon is started, and no mount is looked into: whether one is dead is asked in a child.
+Nothing is changed, no daemon is started, nothing goes over a network, and no mount is looked into: whether one is dead
+is asked in a child. What kitfs itself runs and has mounted is looked at in ``kitfs.cli.checkup_serving``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from kitfs import __version__, client, mountinfo, mounting
-from kitfs.cli.mounts import has_wanted
+from kitfs import mountinfo, mounting
 from kitfs.cli.output import format_size
 from kitfs.cli.settings import Settings
 from kitfs.control import FUSE_DEVICE
@@ -24,6 +24,11 @@ from kitfs.store.quota import Quota
 
 RESEND_KERNEL = (6, 9)
 """Linux has FUSE_NOTIFY_RESEND from here on, without which a mount ends with its worker."""
+
+NO_RESEND_VARIABLE = "KITFS_NO_RESEND"
+
+FREE_MIN = 1 << 20
+"""With less room not even a tag can be written."""
 
 State = Literal["ok", "warn", "fail"]
 
@@ -46,20 +51,34 @@ class Finding(NamedTuple):
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything."""
-    checks: list[Callable[[], Finding]] = [
-        check_device,
-        check_fusermount,
-        check_others,
-        check_kernel,
-        check_overlay,
-        lambda: check_store(settings),
-        lambda: check_disk(settings.home),
-        lambda: check_daemon(settings),
-        check_read_ahead,
-        check_dead,
-        lambda: check_wanted(settings),
-    ]
-    return [check() for check in checks]
+    from kitfs.cli import checkup_serving as serving
+
+    daemon, status = serving.check_daemon(settings)
+    checks: dict[str, Callable[[], Finding]] = {
+        "device": check_device,
+        "fusermount3": check_fusermount,
+        "others": check_others,
+        "kernel": check_kernel,
+        "passthrough": lambda: serving.check_passthrough(status),
+        "overlay": check_overlay,
+        "store": lambda: check_store(settings),
+        "disk": lambda: check_disk(settings.home),
+        "registry": lambda: check_registry(settings),
+        "daemon": lambda: daemon,
+        "sockets": lambda: serving.check_sockets(settings),
+        "read-ahead": check_read_ahead,
+        "mounts": lambda: serving.check_dead(settings, status.mounts if status else []),
+        "wanted": lambda: serving.check_wanted(settings),
+    }
+    return [_run(name, check) for name, check in checks.items()]
+
+
+def _run(name: str, check: Callable[[], Finding]) -> Finding:
+    """What a check found; one that could not look has failed, and the others go on."""
+    try:
+        return check()
+    except (KitfsError, OSError) as error:
+        return Finding(name, "fail", str(error), getattr(error, "hint", ""))
 
 
 def check_device(device: Path = Path("/dev/fuse")) -> Finding:
@@ -86,7 +105,14 @@ def check_fusermount() -> Finding:
     if os.geteuid() != 0 and not (status.st_mode & stat.S_ISUID and status.st_uid == 0):
         mend = f"sudo chown root {path} && sudo chmod u+s {path}"
         return Finding("fusermount3", "fail", f"{path} is not setuid root", mend)
+    if os.geteuid() != 0 and _has_no_new_privileges():
+        return Finding("fusermount3", "fail", "this process may gain no privileges (no_new_privs), so it can not mount",
+                       "NoNewPrivileges=no in the unit, or --security-opt no-new-privileges=false")  # fmt: skip
     return Finding("fusermount3", "ok", path)
+
+
+def _has_no_new_privileges() -> bool:
+    return "\nNoNewPrivs:\t1\n" in Path("/proc/self/status").read_text("utf-8", "replace")
 
 
 def check_others() -> Finding:
@@ -101,6 +127,9 @@ def check_kernel(release: str | None = None) -> Finding:
     """Whether a mount survives its worker's death."""
     release = platform.release() if release is None else release
     found = re.match(r"(\d+)\.(\d+)", release)
+    if os.environ.get(NO_RESEND_VARIABLE) == "1":
+        detail = f"{release}, but with {NO_RESEND_VARIABLE}=1 a mount ends with its worker"
+        return Finding("kernel", "warn", detail, f"unset {NO_RESEND_VARIABLE}")
     if found is not None and (int(found[1]), int(found[2])) >= RESEND_KERNEL:
         return Finding("kernel", "ok", f"{release}: a mount survives its worker")
     wanted = ".".join(map(str, RESEND_KERNEL))
@@ -129,28 +158,36 @@ def check_store(settings: Settings) -> Finding:
 
 
 def check_disk(home: Path) -> Finding:
-    """Whether members can be materialised."""
+    """Whether anything can be written, and members can be materialised."""
     place = next(path for path in (home, *home.parents) if path.is_dir())
     disk = os.statvfs(place)
-    free = f"{format_size(disk.f_bavail * disk.f_frsize)} free at {place}"
+    room = disk.f_bavail * disk.f_frsize
+    free = f"{format_size(room)} free at {place}"
+    if disk.f_flag & os.ST_RDONLY:
+        return Finding("disk", "fail", f"{place} lies on a file system that is read-only",
+                       f"sudo mount -o remount,rw {find_mountpoint(place)}")  # fmt: skip
+    if room < FREE_MIN or (disk.f_files and not disk.f_favail):
+        inodes = "" if room < FREE_MIN else ", but no inode"
+        return Finding("disk", "fail", f"{free}{inodes}: nothing can be stored", "kitfs gc, or make room on the disk")
     if Quota().limit(0, disk) <= 0:
         return Finding("disk", "warn", f"{free}: nothing more is materialised", "kitfs gc")
     return Finding("disk", "ok", free)
 
 
-def check_daemon(settings: Settings) -> Finding:
-    """Whether the daemon answers, and is of this version."""
-    try:
-        running = client.find_daemon(settings.home, settings.socket)
-        if running is None:
-            return Finding("daemon", "ok", "none runs; a mount starts one")
-        answer = running.ping()
-    except KitfsError as error:
-        return Finding("daemon", "fail", str(error), error.hint)
-    if answer.version != __version__:
-        detail = f"process {answer.pid} is of version {answer.version}, this is {__version__}"
-        return Finding("daemon", "warn", detail, "kitfs umount --all && kitfs daemon stop")
-    return Finding("daemon", "ok", f"process {answer.pid}")
+def find_mountpoint(path: Path) -> Path:
+    """Where the file system of a folder is mounted."""
+    places = {line.mountpoint for line in mountinfo.read_mounts()}
+    return next(place for place in (path, *path.parents) if place in places or place == place.parent)
+
+
+def check_registry(settings: Settings) -> Finding:
+    """Where ModelKits come from: no registry is spoken to, so kit's storage is what can be looked at."""
+    storage = settings.kitops_home
+    if storage.exists() and not os.access(storage, os.R_OK | os.X_OK):
+        detail = f"kit's storage {storage} can not be read, so tags that kit moves are not noticed"
+        return Finding("registry", "warn", detail, f"sudo chmod -R u+rX {storage}")
+    source = f"kit's storage {storage}" if storage.is_dir() else "kitfs import"
+    return Finding("registry", "ok", f"none is configured; ModelKits come from {source}")
 
 
 def check_read_ahead() -> Finding:
@@ -169,27 +206,3 @@ def check_read_ahead() -> Finding:
     mount, kib, knob = slow[0]
     detail = f"{kib} KiB on {mount.mountpoint}" + (f" and {len(slow) - 1} more" if slow[1:] else "")
     return Finding("read-ahead", "warn", detail, f"echo {mounting.READ_AHEAD_KIB} | sudo tee {knob}")
-
-
-def check_dead() -> Finding:
-    """Whether something is mounted that nobody will ever serve again."""
-    dead = sorted({mount.mountpoint for mount in mounting.find_mounts() if mounting.is_dead(mount.mountpoint)})
-    if dead:
-        places = ", ".join(map(str, dead))
-        return Finding("mounts", "fail", f"nobody serves {places}", f"kitfs umount {dead[0]}")
-    return Finding("mounts", "ok", "all are served")
-
-
-def check_wanted(settings: Settings) -> Finding:
-    """Whether all that is wanted is mounted."""
-    absent = []
-    if has_wanted(settings.home):
-        from kitfs.store.layout import Layout
-        from kitfs.store.wanted import iter_wanted
-
-        mounted = {line.mountpoint for line in mountinfo.read_mounts()}
-        places = [Path(one.record.mountpoint) for one in iter_wanted(Layout(settings.home))]
-        absent = [str(place) for place in places if place not in mounted]
-    if absent:
-        return Finding("wanted", "warn", f"not mounted: {', '.join(absent)}", "kitfs mount --restore")
-    return Finding("wanted", "ok", "all that is wanted is mounted")

@@ -6,6 +6,13 @@ parser is imported when there is a file: 6 ms that a mount without one does not 
     [cache]
     materialise = "auto"     # or "never", "always"; KITFS_MATERIALISE
     size_max = "100G"        # bytes, "80%", "unlimited"; KITFS_CACHE_SIZE_MAX
+
+    [daemon]
+    metrics = "off"          # or "/run/kitfs/metrics.sock", "127.0.0.1:9464"; KITFS_METRICS
+    log_format = "text"      # or "json"; KITFS_LOG_FORMAT
+    log_level = "info"       # "error", "warn", "info", "debug"; KITFS_LOG_LEVEL
+
+What is said of the daemon holds when one is started; it and its children have it in their environment.
 """
 
 from __future__ import annotations
@@ -83,15 +90,41 @@ def _check_size(value: Any) -> str:
     return str(value)
 
 
-_CACHE: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "materialise": ("KITFS_MATERIALISE", check_materialise),
-    "size_max": ("KITFS_CACHE_SIZE_MAX", _check_size),
+def _check_address(value: Any) -> str:
+    from kitfs.daemon.address import parse_address
+
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str):
+        raise UsageError(f"{value!r} is not an address")
+    parse_address(text)
+    return text
+
+
+def _check_word(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise UsageError(f"{value!r} is none of {', '.join(words)}")
+        return str(value)
+
+    return check
+
+
+_TABLES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
+    "cache": {
+        "materialise": ("KITFS_MATERIALISE", check_materialise),
+        "size_max": ("KITFS_CACHE_SIZE_MAX", _check_size),
+    },
+    "daemon": {
+        "metrics": ("KITFS_METRICS", _check_address),
+        "log_format": ("KITFS_LOG_FORMAT", _check_word("text", "json")),
+        "log_level": ("KITFS_LOG_LEVEL", _check_word("error", "warn", "info", "debug")),
+    },
 }
-"""Key to the variable that overrides it, and what reads its value."""
+"""Of each table its keys: the variable that overrides it, and what reads its value."""
 
 
 def read_cache_settings(files: tuple[Path, ...] | None = None) -> CacheSettings:
-    """What the environment and the configuration files say, the first that says something first.
+    """What the environment and the configuration files say of the cache, the first that says something first.
 
     Args:
         files: Configuration files, the strongest first; None for the user's and the system's.
@@ -99,16 +132,36 @@ def read_cache_settings(files: tuple[Path, ...] | None = None) -> CacheSettings:
     Raises:
         ConfigInvalid: when a file can not be read or parsed, a key is unknown, or a value is none.
     """
+    return CacheSettings(**_read_table("cache", files))
+
+
+def read_daemon_environment(files: tuple[Path, ...] | None = None, **flags: str | None) -> dict[str, str]:
+    """The environment of a daemon that is started here: this process's, and what flags and files say.
+
+    Args:
+        files: Configuration files, as for ``read_cache_settings``.
+        flags: Values of keys of ``[daemon]`` that flags gave; None for those that none did.
+
+    Raises:
+        ConfigInvalid: as for ``read_cache_settings``.
+    """
+    values = _read_table("daemon", files)
+    values |= {key: _checked(f"--{key.replace('_', '-')}", _TABLES["daemon"][key][1], value)
+               for key, value in flags.items() if value is not None}  # fmt: skip
+    return {**os.environ, **{_TABLES["daemon"][key][0]: value for key, value in values.items()}}
+
+
+def _read_table(name: str, files: tuple[Path, ...] | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path in reversed((user_file(), SYSTEM_FILE) if files is None else files):
-        values |= _read_file(path)
-    for key, (variable, check) in _CACHE.items():
+        values |= _read_file(path).get(name, {})
+    for key, (variable, check) in _TABLES[name].items():
         if text := os.environ.get(variable):
             values[key] = _checked(variable, check, text)
-    return CacheSettings(**values)
+    return values
 
 
-def _read_file(path: Path) -> dict[str, str]:
+def _read_file(path: Path) -> dict[str, dict[str, str]]:
     try:
         with open(path, "rb") as file:
             raw = file.read(_SIZE_MAX + 1)
@@ -127,15 +180,17 @@ def _read_file(path: Path) -> dict[str, str]:
     return _read_document(str(path), document)
 
 
-def _read_document(place: str, document: dict[str, Any]) -> dict[str, str]:
+def _read_document(place: str, document: dict[str, Any]) -> dict[str, dict[str, str]]:
+    values: dict[str, dict[str, str]] = {}
     for name, table in document.items():
-        if name != "cache" or not isinstance(table, dict):
-            raise ConfigInvalid(place, f"unknown key {name!r}", "there is one table, [cache]")
-    values = {}
-    for key, value in document.get("cache", {}).items():
-        if key not in _CACHE:
-            raise ConfigInvalid(place, f"unknown key 'cache.{key}'", f"keys of [cache]: {', '.join(_CACHE)}")
-        values[key] = _checked(f"{place}: cache.{key}", _CACHE[key][1], value)
+        if name not in _TABLES or not isinstance(table, dict):
+            tables = ", ".join(f"[{table}]" for table in _TABLES)
+            raise ConfigInvalid(place, f"unknown key {name!r}", f"there are tables {tables}")
+        keys = _TABLES[name]
+        for key, value in table.items():
+            if key not in keys:
+                raise ConfigInvalid(place, f"unknown key '{name}.{key}'", f"keys of [{name}]: {', '.join(keys)}")
+            values.setdefault(name, {})[key] = _checked(f"{place}: {name}.{key}", keys[key][1], value)
     return values
 
 

@@ -22,7 +22,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "Make ModelKits and take them apart": ("init", "pack", "commit", "unpack", "tag", "remove"),
     "Bring them in and out": ("import", "export"),
     "Care for the store": ("du", "gc", "verify", "fsck"),
-    "kitfs itself": ("daemon", "doctor", "completion", "version"),
+    "kitfs itself": ("status", "daemon", "doctor", "completion", "version"),
 }
 OTHERS = "Others"
 

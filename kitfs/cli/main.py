@@ -10,6 +10,7 @@ import click
 
 from kitfs import errors
 from kitfs.cli.group import COMPLETE_VARIABLE, VerbGroup
+from kitfs.cli.output import report, speak
 from kitfs.cli.settings import Settings, global_options
 
 VERBS = {
@@ -31,9 +32,10 @@ VERBS = {
     "mount": "kitfs.cli.mounts:mount",
     "pack": "kitfs.cli.packing:pack",
     "prefetch": "kitfs.cli.prefetching:prefetch",
-    "ps": "kitfs.cli.mounts:ps",
+    "ps": "kitfs.cli.ps:ps",
     "remove": "kitfs.cli.tags:remove",
     "staging": "kitfs.cli.staging:staging",
+    "status": "kitfs.cli.status:status",
     "tag": "kitfs.cli.tags:tag",
     "umount": "kitfs.cli.unmounting:umount",
     "unpack": "kitfs.cli.unpacking:unpack",
@@ -76,19 +78,26 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
 
 
-def _report(error: BaseException, settings: Settings) -> None:
+def _report(error: BaseException, settings: Settings, hint: str = "") -> None:
+    trace = ""
     if settings.log_level == "debug":
         import traceback
 
-        traceback.print_exception(error)
-    click.echo(f"kitfs: {error}", err=True)
-    if hint := getattr(error, "hint", ""):
-        click.echo(f"  {hint}", err=True)
+        trace = "".join(traceback.format_exception(error))
+    report(str(error), getattr(error, "hint", "") or hint, trace)
+
+
+def _report_usage(error: click.ClickException, settings: Settings) -> None:
+    if settings.log_format == "json":
+        report(error.format_message())
+    else:
+        error.show()
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code. Nothing is raised."""
     settings = Settings()
+    speak("text")
     if COMPLETE_VARIABLE in os.environ:
         from kitfs.cli.completing import register
 
@@ -96,10 +105,11 @@ def run(arguments: list[str]) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="kitfs", standalone_mode=False, obj=settings)
     except click.ClickException as error:
-        error.show()
+        speak(settings.log_format)
+        _report_usage(error, settings)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("kitfs: interrupted", err=True)
+        report("interrupted")
         return 130
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
@@ -113,8 +123,7 @@ def run(arguments: list[str]) -> int:
         _report(error, settings)
         return 1
     except Exception as error:  # noqa: BLE001 - the last border: a bug is a message, not a traceback
-        _report(error, settings)
-        click.echo("  this is a bug in kitfs; --log-level debug shows where", err=True)
+        _report(error, settings, "this is a bug in kitfs; --log-level debug shows where")
         return 1
     return result if isinstance(result, int) else 0
 

@@ -1,4 +1,4 @@
-"""``kitfs mount``, ``ps``, ``daemon``: what a command does around the daemon.
+"""``kitfs mount``, ``daemon``: what a command does around the daemon.
 
 The command has the daemon prepare a session, mounts in its own process and namespace, and hands the device over. When
 ``mount`` returns, ``ls`` works; when it fails, nothing is mounted and no session is left. With a daemon running it
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.config import Policy, check_materialise, read_cache_settings
+from kitfs.cli.config import Policy, check_materialise, read_cache_settings, read_daemon_environment
 from kitfs.cli.output import say, warn
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError, UsageError
 
 if TYPE_CHECKING:
-    from kitfs.calls import MountState, PrepareCall
-    from kitfs.client import Preparation
+    from kitfs.calls import PrepareCall
+    from kitfs.client import Client, Preparation
     from kitfs.mounting import KitfsMount, Mountpoint
     from kitfs.oci.reference import Reference
     from kitfs.store.store import Store
@@ -50,6 +50,12 @@ class OptionUnknown(UsageError):
     """A mount option that kitfs does not have."""
 
     hint = f"options: {_OPTIONS}"
+
+
+class MetricsElsewhere(KitfsError):
+    """The daemon does not serve metrics where it was asked to."""
+
+    hint = "kitfs daemon stop, or --replace, then again"
 
 
 @verb("mount", short_help="Mount a ModelKit on an empty directory.",
@@ -202,13 +208,28 @@ def prepare(settings: Settings, call: PrepareCall) -> Preparation:
     from kitfs.control import DaemonUnreachable, socket_path
 
     if call.manifests:
-        return client.ensure_daemon(settings.home, settings.socket).prepare(call)
+        return ensure_daemon(settings).prepare(call)
     call.kitops_home = _find_kit_storage(settings)
     with contextlib.suppress(client.ImportDue, DaemonUnreachable):
         return client.Client(socket_path(settings.home, settings.socket)).prepare(call)
     look_for(settings, call)
     call.kitops_home = ""
-    return client.ensure_daemon(settings.home, settings.socket).prepare(call)
+    return ensure_daemon(settings).prepare(call)
+
+
+def ensure_daemon(settings: Settings, metrics: str | None = None) -> Client:
+    """The store's daemon; one that is started gets what flags, environment and configuration say of it."""
+    from kitfs import client
+
+    return client.ensure_daemon(settings.home, settings.socket, lambda: daemon_environment(settings, metrics))
+
+
+def daemon_environment(settings: Settings, metrics: str | None) -> dict[str, str]:
+    """The environment of a daemon; the log flags of a command are its own, unless it is ``kitfs daemon``."""
+    flags: dict[str, str | None] = {"metrics": metrics}
+    if click.get_current_context().info_name == "daemon":
+        flags |= {name: getattr(settings, name) for name in ("log_format", "log_level") if name in settings.flags}
+    return read_daemon_environment(None, **flags)
 
 
 def _find_kit_storage(settings: Settings) -> str:
@@ -282,76 +303,27 @@ def _unmounted_on_failure(mounted: KitfsMount) -> Iterator[None]:
         raise
 
 
-@verb("ps", short_help="List mounts with their state.")
-def ps(settings: Settings) -> None:
-    """List mounts: reference, directory, worker, uptime, bytes read, state."""
-    from kitfs import client
-    from kitfs.cli import output
-
-    daemon = client.find_daemon(settings.home, settings.socket)
-    states = daemon.list_mounts() if daemon else []
-    states += _find_absent(settings, {state.session for state in states})
-    if settings.json:
-        output.print_json(states)
-    elif settings.quiet:
-        for state in states:
-            output.print_result(state.session)
-    else:
-        headers = ["REFERENCE", "DIRECTORY", "MODE", "WANTED", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
-        output.print_table(headers, [_row(state) for state in states])
-
-
-def _find_absent(settings: Settings, served: set[str]) -> list[MountState]:
-    """What is wanted and not served, as ``ps`` shows it."""
-    if not has_wanted(settings.home):
-        return []
-    from kitfs.cli.wanting import iter_absent
-
-    return list(iter_absent(settings.home, served))
-
-
 def has_wanted(home: Path) -> bool:
     """Whether any mount of a store is wanted: asked before anything of the store is imported."""
     return any((home / "sessions").glob("*.wanted"))
 
 
-def _row(state: MountState) -> list[str]:
-    from kitfs.cli.output import format_size
-
-    return [
-        state.reference,
-        state.mountpoint,
-        "rw" if state.is_writable else "ro",
-        "yes" if state.wanted else "-",
-        str(state.pid or "-"),
-        _format_duration(int(state.uptime_s)),
-        format_size(state.bytes_read),
-        state.state,
-        f"{int(state.native * 100)}%",
-    ]
-
-
-def _format_duration(seconds: int) -> str:
-    """``42s``, ``3m07s``, ``5h02m``, ``12d03h``."""
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f"{days}d{hours % 24:02}h"
-    if hours:
-        return f"{hours}h{minutes % 60:02}m"
-    return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
-
-
-@verb("daemon")
+@verb("daemon", examples=["kitfs daemon --metrics 127.0.0.1:9464", "kitfs daemon --foreground --log-format json"])
 @click.argument("action", required=False, type=click.Choice(["stop"]))
 @click.option("--foreground", is_flag=True, help="Serve in this process until it is stopped; log on standard error.")
-def daemon(settings: Settings, action: str | None, foreground: bool) -> None:
-    """Start the daemon when none runs, or stop it. Mounting starts it by itself."""
+@click.option("--metrics", metavar="ADDRESS",
+              help="Serve Prometheus metrics: a unix socket's /PATH or a loopback [HOST:]PORT.")  # fmt: skip
+def daemon(settings: Settings, action: str | None, foreground: bool, metrics: str | None) -> None:
+    """Start the daemon when none runs, or stop it. Mounting starts it by itself.
+
+    The daemon logs as --log-format and --log-level say here.
+    """
     from kitfs import client
     from kitfs.control import DaemonUnreachable
 
     if action == "stop":
-        if foreground:
-            raise click.UsageError("stop and --foreground exclude each other")
+        if foreground or metrics is not None:
+            raise click.UsageError("stop goes alone")
         running = client.find_daemon(settings.home, settings.socket)
         if running is None:
             raise DaemonUnreachable("no daemon runs for this store")
@@ -361,6 +333,27 @@ def daemon(settings: Settings, action: str | None, foreground: bool) -> None:
     if foreground:
         from kitfs.daemon.main import serve
 
+        os.environ.update(daemon_environment(settings, metrics))
         serve(settings.home, settings.socket)
         return
-    client.ensure_daemon(settings.home, settings.socket)
+    ensure_daemon(settings, metrics)
+    if metrics is not None:
+        _check_metrics(settings, metrics)
+
+
+def _check_metrics(settings: Settings, metrics: str) -> None:
+    """See that metrics are served where they were asked for; the daemon itself serves mounts without them too.
+
+    Raises:
+        MetricsElsewhere: when they are not.
+    """
+    from kitfs import client
+
+    answer = client.find_status(settings.home, settings.socket)
+    if answer is not None and answer.metrics != ("" if metrics == "off" else metrics):
+        lacks = [lack.what for lack in answer.degraded if metrics in lack.what]
+        raise MetricsElsewhere(lacks[0] if lacks else f"the daemon that runs serves metrics {_place(answer.metrics)}")
+
+
+def _place(metrics: str) -> str:
+    return f"at {metrics}" if metrics else "nowhere"

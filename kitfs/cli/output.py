@@ -1,4 +1,7 @@
-"""Results on standard output, everything else on standard error."""
+"""Results on standard output, everything else on standard error: text, or with ``--log-format json`` one object a line.
+
+What is said is printed whatever the log level; the log of the code below is not, unless it is a warning or asked for.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,28 @@ class OutputFailed(KitfsError):
         self.reason = reason
 
 
+class _Voice:
+    """How this process says things."""
+
+    is_json = False
+    logs = False
+
+
+def speak(form: str) -> None:
+    """Say things in a form, ``text`` or ``json``, from now on."""
+    _Voice.is_json = form == "json"
+
+
+def configure_logs(form: str, level: str) -> None:
+    """Say things, and log, in a form; the log from a level on. Nothing is to be done for what is so anyway."""
+    speak(form)
+    if form == "json" or level != "warn" or _Voice.logs:
+        from kitfs import logs
+
+        _Voice.logs = True
+        logs.configure(logs.JsonFormatter() if form == "json" else logs.CommandFormatter(), level, logger="kitfs")
+
+
 def print_result(text: str) -> None:
     """One line of the result, on standard output.
 
@@ -35,12 +60,25 @@ def print_result(text: str) -> None:
 
 def say(text: str) -> None:
     """One line for the person, on standard error."""
-    click.echo(text, err=True)
+    _tell("info", text, text)
 
 
 def warn(text: str) -> None:
     """A warning, on standard error."""
-    click.echo(f"kitfs: warning: {text}", err=True)
+    _tell("warn", text, f"kitfs: warning: {text}")
+
+
+def report(text: str, hint: str = "", trace: str = "") -> None:
+    """Why a command failed, and what helps, on standard error."""
+    _tell("error", text, f"{trace}kitfs: {text}" + (f"\n  {hint}" if hint else ""), hint=hint, traceback=trace)
+
+
+def _tell(level: str, message: str, text: str, **fields: str) -> None:
+    if _Voice.is_json:
+        from kitfs import logs
+
+        text = logs.encode_line(level, message.strip(), **fields)
+    click.echo(text, err=True)
 
 
 def print_json(value: Any) -> None:

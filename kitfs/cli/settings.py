@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from kitfs.cli.output import configure_logs
 from kitfs.home import default_home, user_data
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Settings:
         format: ``table`` or ``json``.
         quiet: Print ids only.
         log_level: ``error``, ``warn``, ``info`` or ``debug``; debug shows tracebacks.
+        log_format: ``text``, or ``json``: all that is said on standard error is one object a line.
+        flags: Options whose values come from flags.
         progress: ``none``, ``plain`` or ``fancy``.
         kitops_home: kit's home, which may not exist.
     """
@@ -52,6 +55,8 @@ class Settings:
     format: str = "table"
     quiet: bool = False
     log_level: str = "warn"
+    log_format: str = "text"
+    flags: set[str] = field(default_factory=set)
     progress: str = field(default_factory=lambda: "fancy" if sys.stderr.isatty() else "plain")
     kitops_home: Path = field(default_factory=default_kitops_home)
 
@@ -89,6 +94,8 @@ _OPTIONS: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("-v", "--verbose"), {"is_flag": True, "default": None, "help": "Say more (as --log-level info)."}),
     (("--log-level",), {"type": click.Choice(["error", "warn", "info", "debug"]), "envvar": "KITFS_LOG_LEVEL",
                         "help": "How much to say; debug shows tracebacks."}),
+    (("--log-format",), {"type": click.Choice(["text", "json"]), "envvar": "KITFS_LOG_FORMAT",
+                         "help": "Form of all that is said beside the result."}),
     (("--progress",), {"type": click.Choice(["none", "plain", "fancy"]), "help": "How to show progress."}),
 ]  # fmt: skip
 
@@ -117,6 +124,8 @@ def _store_option(context: click.Context, parameter: click.Parameter, value: obj
     if context.parent is not None and context.get_parameter_source(parameter.name) is not ParameterSource.COMMANDLINE:
         return  # the group has looked at the environment already, and a flag before the verb wins over it
     settings = context.ensure_object(Settings)
+    if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+        settings.flags.add(parameter.name)
     if parameter.name == "verbose":
         settings.log_level = "info"
     elif parameter.name in ("home", "socket") and isinstance(value, Path):
@@ -147,8 +156,9 @@ def verb(
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         def run(*arguments: Any, **options: Any) -> Any:
-            context = click.get_current_context()
-            return function(context.ensure_object(Settings), *arguments, **options)
+            settings = click.get_current_context().ensure_object(Settings)
+            configure_logs(settings.log_format, settings.log_level)
+            return function(settings, *arguments, **options)
 
         run.__doc__ = function.__doc__
         vars(run)["__click_params__"] = getattr(function, "__click_params__", [])

@@ -10,6 +10,7 @@ import click
 
 from kitfs.cli.mounts import clear_dead, has_wanted
 from kitfs.cli.output import say
+from kitfs.cli.ps import iter_dead
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError
 
@@ -37,6 +38,8 @@ def umount(settings: Settings, what: str | None, everything: bool, lazy: bool) -
         raise click.UsageError("umount wants DIRECTORY, REFERENCE or --all")
     daemon = client.find_daemon(settings.home, settings.socket)
     states = daemon.list_mounts() if daemon else []
+    if what is not None:
+        states += iter_dead(settings.home, states)
     failure: KitfsError | None = None
     overlays = find_overlays()
     try:

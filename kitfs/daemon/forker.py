@@ -85,10 +85,15 @@ class _Zygote:
 
 
 class Forker:
-    """Forks workers. One per daemon; ``run`` must be running."""
+    """Forks workers. One per daemon; ``run`` must be running.
+
+    Attributes:
+        zygote_restarts: Zygotes that have died.
+    """
 
     def __init__(self, home: Path) -> None:
         self._home = home
+        self.zygote_restarts = 0
         self._zygote: _Zygote | None = None
         self._wanted = trio.Event()
         self._zygote_came = trio.Event()
@@ -108,6 +113,7 @@ class Forker:
         async with trio.open_nursery() as watchers:
             while True:
                 await self._follow(watchers)
+                self.zygote_restarts += 1
                 deaths.append(trio.current_time())
                 if len(deaths) == _DEATHS_MAX and deaths[-1] - deaths[0] < _DEATHS_WINDOW_S:
                     log.error("the zygote died %d times within %g s", _DEATHS_MAX, _DEATHS_WINDOW_S)

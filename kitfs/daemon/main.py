@@ -13,14 +13,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from kitfs import logs
 from kitfs.control import make_socket_folder, socket_path
+from kitfs.daemon.address import METRICS_VARIABLE, parse_address
 from kitfs.errors import KitfsError
 
 IDLE_S = 600.0
 """A daemon that a command started ends when its last mount has been gone for so long."""
-
-LOG_SIZE_MAX = 1 << 20
-"""A log that is longer when a daemon starts begins anew."""
 
 READY = b"ready\n"
 """What a daemon in the background writes to ``--ready-fd``; anything else is why it did not start."""
@@ -35,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     log_path = options.socket.with_suffix(".log")
     _detach(log_path, options.ready_fd)
     code = 1
+    logs.configure_service("kitfs-daemon")
     try:
         serve(options.home, options.socket, idle_s=options.idle_s, ready_fd=options.ready_fd)
         code = 0
@@ -58,8 +58,6 @@ def _detach(log_path: Path, ready_fd: int) -> None:
     os.chdir("/")
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     log_fd = os.open(log_path, flags, 0o600)
-    if os.fstat(log_fd).st_size > LOG_SIZE_MAX:
-        os.ftruncate(log_fd, 0)
     null = os.open(os.devnull, os.O_RDWR)
     for target, source in ((0, null), (1, log_fd), (2, log_fd)):
         os.dup2(source, target)
@@ -78,20 +76,22 @@ def serve(home: Path, socket: Path | None, *, idle_s: float = 0.0, ready_fd: int
         ready_fd: Written to and closed once connections are accepted; whoever gave it holds the start lock.
 
     Raises:
-        KitfsError: when another daemon serves the store, or the socket can not be made.
+        KitfsError: when another daemon serves the store, the socket can not be made, or metrics can not be served.
     """
     from kitfs.daemon.service import Plan, run
     from kitfs.daemon.systemd import Supervisor
     from kitfs.daemon.zygote import name_process
 
-    logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO)
+    metrics = os.environ.get(METRICS_VARIABLE, "")
+    parse_address(metrics)
+    logs.configure_service("kitfs-daemon")
     real = Path(os.path.realpath(home))
     path = socket_path(real, socket)
     make_socket_folder(path, override=socket is not None)
     os.chdir("/")
     name_process("kitfs-daemon")
     supervisor = Supervisor({} if ready_fd is not None else os.environ)  # a command's service manager is not ours
-    run(Plan(real, path, idle_s, ready_fd is not None, _announcer(ready_fd), supervisor))
+    run(Plan(real, path, idle_s, ready_fd is not None, _announcer(ready_fd), supervisor, metrics))
 
 
 def _announcer(ready_fd: int | None) -> Callable[[], None]:

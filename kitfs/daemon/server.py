@@ -24,6 +24,7 @@ from kitfs.calls import (
     PingAnswer,
     PrepareAnswer,
     PrepareCall,
+    StatusAnswer,
     WaitEndedAnswer,
     WaitEndedCall,
 )
@@ -120,9 +121,16 @@ class Server:
         table: The sessions.
         home: The store, as ``Ping`` tells it.
         stop: Called when ``Stop`` was granted.
+        describe: Says how the daemon is; without it there is no ``Status``.
     """
 
-    def __init__(self, table: Table, home: str, stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        home: str,
+        stop: Callable[[], None],
+        describe: Callable[[], Awaitable[StatusAnswer]] | None = None,
+    ) -> None:
         self._table = table
         self._home = home
         self._stop = stop
@@ -136,6 +144,8 @@ class Server:
             "Stop": self._grant_stop,
             "WaitEnded": self._wait_ended,
         }
+        if describe is not None:
+            self._methods["Status"] = lambda _conversation, _call: describe()
 
     async def serve(self, listener: trio.socket.SocketType) -> None:
         """Accept connections until cancelled."""

@@ -21,7 +21,10 @@ from pathlib import Path
 
 import trio
 
+from kitfs.calls import Lack
 from kitfs.daemon.forker import Forker, adopt_orphans
+from kitfs.daemon.logfile import keep_log_bounded
+from kitfs.daemon.overview import Overview
 from kitfs.daemon.server import Server
 from kitfs.daemon.systemd import Supervisor
 from kitfs.daemon.table import Table
@@ -58,6 +61,7 @@ class Plan:
         start_lock_held: Whether whoever started us holds the start lock.
         ready: Called when connections are accepted.
         supervisor: The service manager that started us, if any.
+        metrics: Where to serve metrics, as ``kitfs.daemon.address`` reads it; empty for nowhere.
     """
 
     home: Path
@@ -66,6 +70,7 @@ class Plan:
     start_lock_held: bool
     ready: Callable[[], None]
     supervisor: Supervisor
+    metrics: str = ""
 
 
 def run(plan: Plan) -> None:
@@ -87,20 +92,30 @@ def run(plan: Plan) -> None:
             start_lock.enter_context(lock(start_lock_path(plan.socket), DaemonError("the daemon can not be started")))
         stack.enter_context(lock(plan.home, StoreHasDaemon(plan.home)))
         listener = stack.enter_context(_open_listener(plan))
+        metrics = _open_metrics(plan.metrics, stack)
         plan.ready()
         start_lock.close()
         log.info("listening at %s for the store %s", plan.socket, plan.home)
-        trio.run(_serve, plan, listener)
+        trio.run(_serve, plan, listener, metrics)
 
 
-async def _serve(plan: Plan, listener: socket.socket) -> None:
+async def _serve(plan: Plan, listener: socket.socket, metrics: socket.socket | Lack | None) -> None:
     forker = Forker(plan.home)
     async with trio.open_nursery() as outer:
         outer.start_soon(forker.run)
         async with trio.open_nursery() as nursery:
             stop = nursery.cancel_scope.cancel
             table = Table(plan.home, forker, nursery)
-            server = Server(table, os.fspath(plan.home), stop)
+            overview = Overview(table, forker, plan.home, plan.socket)
+            server = Server(table, os.fspath(plan.home), stop, overview.describe)
+            nursery.start_soon(keep_log_bounded, plan.socket)
+            if isinstance(metrics, Lack):
+                overview.lacks.append(metrics)
+            elif metrics is not None:
+                from kitfs.daemon.metrics import serve_metrics
+
+                overview.metrics = plan.metrics
+                nursery.start_soon(serve_metrics, metrics, overview)
             nursery.start_soon(_obey_signals, plan, table, stop)
             nursery.start_soon(server.serve, trio.socket.from_stdlib_socket(listener))
             if plan.idle_s:
@@ -212,6 +227,19 @@ def _open_listener(plan: Plan) -> contextlib.AbstractContextManager[socket.socke
     if listener.getsockname() != os.fspath(plan.socket):
         raise SocketPathTaken(f"the socket {listener.getsockname()!r} was passed, this store's is {plan.socket}")
     return listener
+
+
+def _open_metrics(address: str, stack: contextlib.ExitStack) -> socket.socket | Lack | None:
+    """Where metrics are served, or why they are not: no mount is given up for numbers."""
+    if address in ("", "off"):
+        return None
+    try:
+        from kitfs.daemon.metrics import open_listener  # prometheus-client takes 60 ms, and few want it
+
+        return stack.enter_context(open_listener(address))
+    except (KitfsError, ImportError) as error:
+        log.error("%s", error)
+        return Lack(str(error), getattr(error, "hint", "pip install prometheus-client"))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from kitfs import logs
 from kitfs.calls import MountState
+from kitfs.daemon.counters import Tally
 from kitfs.daemon.forker import Forker, ForkFailed
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
 from kitfs.errors import FuseError, KitfsError
@@ -104,6 +106,7 @@ class Session:
         self._worker = worker
         self._first_state = state
         self._memory: SessionMemory | None = None
+        self._tally = Tally()
         self._began_s = time.time()
 
     async def run(self, end_record: Callable[[], None]) -> None:
@@ -112,6 +115,7 @@ class Session:
         Args:
             end_record: Removes the session's record from the store.
         """
+        logs.name_subject(self.id, self._first_state.reference)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_device, nursery.cancel_scope)
@@ -192,7 +196,9 @@ class Session:
     async def _run_worker(self, memory: SessionMemory, *, resend: bool) -> None:
         """Have a worker serve, the prepared one or a successor, and return when it is dead and reaped."""
         if resend:
-            self._worker = await self._forker.fork()
+            successor = await self._forker.fork()
+            self._tally.add(self._worker.last_stats)
+            self._worker = successor
         worker = self._worker
         try:
             await worker.serve(ServeOrder(self.id, resend), device=self._device, memory=memory)
@@ -222,9 +228,11 @@ class Session:
         state.restarts = self._memory.restarts if self._memory else 0
         state.uptime_s = round(max(time.time() - self._began_s, 0.0), 3)
         if self.outcome.done.is_set():
-            stats = await self._worker.stats()
-            state.pid = self._worker.pid
-            state.reads, state.bytes_read = stats.reads, stats.bytes_read
-            state.state, state.native = stats.state, stats.native
-            state.spans_decoded = stats.spans_decoded
+            await self._worker.stats()
+            worker = self._worker  # another one, when the one that was asked has died meanwhile
+            self._tally.tell(worker.last_stats, state)
+            if worker.dead.is_set():
+                state.state = "starting"
+            else:
+                state.pid = worker.pid
         return state

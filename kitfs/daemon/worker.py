@@ -65,6 +65,7 @@ class Worker:
         self._failed: Refusal | None = None
         self._stats = WorkerMessage(state="starting")
         self._stats_came = trio.Event()
+        self._stats_came.set()
 
     def kill(self) -> None:
         """Send SIGKILL; nothing happens when it is dead."""
@@ -169,12 +170,21 @@ class Worker:
         if self.dead.is_set():
             raise WorkerDied(f"the worker {self.end()} before it could {purpose}")
 
+    @property
+    def last_stats(self) -> WorkerMessage:
+        """Its counters as it last told them."""
+        return self._stats
+
     async def stats(self) -> WorkerMessage:
-        """Its counters; the last known ones when it does not answer within a second."""
-        self._stats_came = trio.Event()
-        if not self.dead.is_set():
-            with trio.move_on_after(_STATS_TIMEOUT_S):
+        """Its counters; the last known ones when it does not serve yet, or does not answer within a second.
+
+        Whoever asks while a question is under way waits for the same answer.
+        """
+        if self._started.is_set() and not self.dead.is_set():
+            if self._stats_came.is_set():
+                self._stats_came = trio.Event()
                 await self._send(b'{"stats": true}')
+            with trio.move_on_after(_STATS_TIMEOUT_S):
                 await self._stats_came.wait()
         return self._stats
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import msgspec
 
+from kitfs import logs
 from kitfs.control import parse_descriptors
 from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, ForkCall, ZygoteMessage
 
@@ -111,6 +112,7 @@ class Zygote:
             for pidfd in self._children:
                 os.close(pidfd)
             name_process("kitfs-worker")
+            logs.name_process("kitfs-worker")
             _run_worker(Path(call.home), control)
         except BaseException:  # nothing may return into the zygote's loop from a child
             log.exception("a worker")
@@ -130,7 +132,7 @@ def name_process(name: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Import everything that a worker needs, then fork workers on request."""
-    logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s", level=logging.INFO)
+    logs.configure_service("kitfs-zygote")
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     name_process("kitfs-zygote")

@@ -68,6 +68,7 @@ class WorkerMessage(msgspec.Struct, omit_defaults=True):
     bytes_read: int = 0
     opens: int = 0
     lookups: int = 0
+    errors: int = 0
     native: float = 0.0
     spans_decoded: int = 0
     state: str = "lazy"

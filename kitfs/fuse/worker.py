@@ -28,6 +28,7 @@ from typing import NoReturn
 import msgspec
 import trio
 
+from kitfs import logs
 from kitfs.calls import PrepareAnswer, PrepareCall
 from kitfs.control import Refusal, parse_descriptors
 from kitfs.digest import Digest
@@ -101,6 +102,7 @@ def receive_order(connection: socket.socket) -> tuple[Order | None, list[int]]:
 def _carry_out(store: Store, order: Order, descriptors: list[int], connection: socket.socket) -> None:
     if isinstance(order, ServeOrder):
         with store.open_session(order.session) as session:
+            logs.name_subject(session.id, session.record.reference, everywhere=True)
             store.quota = parse_quota(session.record.options.size_max)
             _serve_session(open_view(store, session), order, descriptors, connection)
         return
@@ -109,6 +111,7 @@ def _carry_out(store: Store, order: Order, descriptors: list[int], connection: s
         return
     store.quota = parse_quota(order.call.size_max)
     with _prepare(store, order) as session:
+        logs.name_subject(session.id, session.record.reference, everywhere=True)
         view = open_view(store, session)
         _say(connection, WorkerMessage(prepared=PrepareAnswer(session.id, session.record.reference)))
         following, descriptors = receive_order(connection)

@@ -1,0 +1,45 @@
+"""How the daemon is, in one look: for ``kitfs status``, and for metrics.
+
+Used by ``kitfs.daemon.service``. Looks at ``/proc/self`` and asks the workers; touches no mount and not the store.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from kitfs import __version__
+from kitfs.calls import Lack, StatusAnswer
+from kitfs.daemon.forker import Forker
+from kitfs.daemon.table import Table
+
+
+class Overview:
+    """What is known of one daemon.
+
+    Attributes:
+        home: The store's folder.
+        metrics: Where metrics are served, empty for nowhere.
+        lacks: What has not worked since the daemon started.
+    """
+
+    def __init__(self, table: Table, forker: Forker, home: Path, socket: Path) -> None:
+        self.home = home
+        self.metrics = ""
+        self.lacks: list[Lack] = []
+        self._table = table
+        self._forker = forker
+        self._socket = socket
+        self._started_s = time.time()
+
+    async def describe(self) -> StatusAnswer:
+        """All of it as it is now; a worker that does not answer within a second has its last counters."""
+        answer = StatusAnswer(__version__, os.getpid(), os.fspath(self.home), os.fspath(self._socket), self._started_s)
+        answer.mounts = await self._table.states()
+        answer.zygote, answer.zygote_restarts = self._forker.zygote_pid, self._forker.zygote_restarts
+        answer.passthrough = "this kitfs passes no files through"
+        answer.metrics, answer.degraded = self.metrics, [*self.lacks]
+        if not answer.zygote:
+            answer.degraded.append(Lack("there is no zygote, so no worker can be replaced; the daemon's log says why"))
+        return answer
