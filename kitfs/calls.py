@@ -96,6 +96,7 @@ class MountState(msgspec.Struct):
         is_writable: Whether it is the lower layer of an overlay, which is what lies at ``mountpoint``.
         wanted: Whether it is mounted again after a reboot.
         spans_decoded: Spans of compressed layers that the worker has decoded, of about 512 KiB.
+        reason: Why it is in its state, where that is not plain: of ``starting`` why no worker serves it.
     """
 
     session: str
@@ -112,6 +113,7 @@ class MountState(msgspec.Struct):
     spans_decoded: int = 0
     is_writable: bool = False
     wanted: bool = False
+    reason: str = ""
 
 
 class ListAnswer(msgspec.Struct):
