@@ -23,6 +23,7 @@ import trio
 
 from kitfs.control import encode_descriptors, parse_descriptors
 from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, ForkCall, ZygoteMessage
+from kitfs.daemon.limits import Limits
 from kitfs.daemon.worker import Worker
 from kitfs.errors import DaemonError
 
@@ -89,11 +90,13 @@ class Forker:
 
     Attributes:
         zygote_restarts: Zygotes that have died.
+        limits: How patient to be with them.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, limits: Limits | None = None) -> None:
         self._home = home
         self.zygote_restarts = 0
+        self.limits = limits or Limits.read()
         self._zygote: _Zygote | None = None
         self._wanted = trio.Event()
         self._zygote_came = trio.Event()
@@ -169,7 +172,7 @@ class Forker:
         pending = self._pending.get(message.number)
         if pending is not None and message.pid and descriptors:
             control = trio.socket.from_stdlib_socket(pending.control)
-            pending.worker = Worker(message.pid, descriptors.pop(), control)
+            pending.worker = Worker(message.pid, descriptors.pop(), control, hung_s=self.limits.hung_s)
             self._workers[message.pid] = pending.worker
             watchers.start_soon(self._watch, pending.worker)
         if pending is not None:

@@ -2,9 +2,11 @@
 
 Used by ``kitfs.daemon.table``, which hands over the worker that has prepared the session. States: *starting* (INIT,
 first worker) → *serving* (a worker, or between two of them) → *ended*. A session ends when the device reports POLLERR
-(unmounted or aborted), when its first worker can not start, when workers keep dying, or when the daemon stops. On
-every way out the worker is dead and reaped, the device is closed and the session's record is gone, in this order;
-with the last copy of the device gone, whoever still waits for the mount gets ENOTCONN.
+(unmounted or aborted), when its first worker can not start, when no worker has served it for a minute, when a worker
+dies on a kernel that can not give its requests to another, or when the daemon stops. On every way out the worker is
+dead and reaped, the device is closed and the session's record is gone, in this order; with the last copy of the device
+gone, whoever still waits for the mount gets ENOTCONN. Workers that keep dying are replaced ever more slowly, and
+readers wait.
 
 It never reads or stats a path below the mount, and never looks whether the mount is still there (fuse.md 2.9, 2.10).
 """
@@ -14,10 +16,10 @@ from __future__ import annotations
 import copy
 import fcntl
 import logging
+import math
 import os
 import select
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,9 +29,11 @@ from kitfs import logs
 from kitfs.calls import MountState
 from kitfs.daemon.counters import Tally
 from kitfs.daemon.forker import Forker, ForkFailed
+from kitfs.daemon.supervision import FAILED_START, Backoff, kill_when_hung
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
 from kitfs.errors import FuseError, KitfsError
 from kitfs.fuse import protocol
+from kitfs.fuse.deliveries import FAULT_WEIGHT, KILL_WEIGHT
 from kitfs.fuse.memory import SessionHeader, SessionMemory
 from kitfs.fuse.orders import ServeOrder
 
@@ -44,20 +48,19 @@ INIT_TIMEOUT_S = 5.0
 GRACE_S = 2.0
 """For how long a worker may take to notice that its mount is gone."""
 
-FAILURES_MAX = 5
-"""So many workers in a row that can not even start end the session."""
+KILL_TIMEOUT_S = 10.0
+"""For how long the end of a killed worker is waited for when its session ends."""
 
-DEATHS_MAX = 100
-DEATHS_WINDOW_S = 10.0
-"""A worker that dies of each request it is given dies 50 times a second; nobody kills 100 by hand in 10 s."""
+FAILURES_MAX = 5
+"""So many workers in a row that can not even start end a session that has never served."""
 
 
 class DeviceUnusable(FuseError):
     """A descriptor on which no FUSE session can be started."""
 
 
-class SessionAbandoned(KitfsError):
-    """Workers of a session keep dying."""
+class SessionLost(KitfsError):
+    """A mount that can not be served any more: its readers get ENOTCONN, and only a new one in its place helps."""
 
     hint = "the daemon's log says why; unmount it and mount it again"
 
@@ -78,6 +81,21 @@ class Outcome:
         if not self.done.is_set():
             self.error = error
             self.done.set()
+
+
+@dataclass(frozen=True)
+class Death:
+    """The end of a worker.
+
+    Attributes:
+        served_s: For how long it had served, below 0 when it could not start.
+        reason: How it came, in words.
+        is_fault: Whether it was its own doing, and not somebody's kill.
+    """
+
+    served_s: float
+    reason: str
+    is_fault: bool
 
 
 class Session:
@@ -107,6 +125,8 @@ class Session:
         self._first_state = state
         self._memory: SessionMemory | None = None
         self._tally = Tally()
+        self._patience = trio.CancelScope()
+        self._reason = ""
         self._began_s = time.time()
 
     async def run(self, end_record: Callable[[], None]) -> None:
@@ -150,28 +170,39 @@ class Session:
         scope.cancel()
 
     async def _serve(self) -> None:
+        """Have one worker after the other serve; returns when the mount is gone.
+
+        Raises:
+            SessionLost: when it can not be served any more.
+            KitfsError: why the first worker could not start.
+        """
         memory = self._memory = await self._answer_init()
-        deaths: deque[float] = deque(maxlen=DEATHS_MAX)
-        failures = 0
+        with self._patience:
+            await self._follow_workers(memory)
+        if self._patience.cancelled_caught:
+            within = f"{self._forker.limits.no_worker_s:g} s"
+            raise SessionLost(f"no worker has served it for {within}: {self._reason or 'none has started'}")
+
+    async def _follow_workers(self, memory: SessionMemory) -> None:
+        backoff = Backoff()
+        order = ServeOrder(self.id, resend=False)
         while True:
-            try:
-                await self._run_worker(memory, resend=bool(deaths))
-                failures = 0
-            except WorkerFailed as error:
-                if not self.outcome.done.is_set():
-                    raise error.reason from None
-                log.error("session %s: %s", self.id, error)
-                failures += 1
-            except (WorkerDied, ForkFailed) as error:
-                log.warning("session %s: %s", self.id, error)
-                failures += 1
+            self._patience.deadline = trio.current_time() + self._forker.limits.no_worker_s
+            death = await self._run_worker(memory, order)
             if self._is_unmounted():
                 return
-            deaths.append(trio.current_time())
-            if failures >= FAILURES_MAX:
-                raise SessionAbandoned(f"{FAILURES_MAX} workers one after the other died before they could serve")
-            if len(deaths) == DEATHS_MAX and deaths[-1] - deaths[0] < DEATHS_WINDOW_S:
-                raise SessionAbandoned(f"{DEATHS_MAX} workers died within {DEATHS_WINDOW_S:g} s")
+            log.warning("session %s: %s", self.id, death.reason)
+            self._reason = death.reason
+            if not protocol.can_resend(memory.header.offered):
+                raise SessionLost(f"{death.reason}, and this kernel gives its requests to no other (before Linux 6.9)")
+            delay_s = backoff.note_death(death.served_s, is_fault=death.is_fault)
+            if not self.outcome.done.is_set() and backoff.failures >= FAILURES_MAX * FAILED_START:
+                raise SessionLost(f"{FAILURES_MAX} workers one after the other died before they could serve")
+            if delay_s:
+                self._reason = f"workers keep dying, the next starts within {delay_s:g} s: {death.reason}"
+                log.error("session %s: %s", self.id, self._reason)
+                await trio.sleep(delay_s)
+            order = ServeOrder(self.id, resend=True, blame=FAULT_WEIGHT if death.is_fault else KILL_WEIGHT)
             memory.restarts += 1
 
     async def _answer_init(self) -> SessionMemory:
@@ -191,31 +222,53 @@ class Session:
             fcntl.fcntl(self._device, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
         os.write(self._device, protocol.encode_init_reply(request))
         init = protocol.mask_init(request, protocol.negotiate(request))
-        return SessionMemory.create(SessionHeader(self._first_state, init, int(request.flags), self._began_s))
+        offered = request.flags & ~protocol.InitFlag.HAS_RESEND if self._forker.limits.no_resend else request.flags
+        return SessionMemory.create(SessionHeader(self._first_state, init, int(offered), self._began_s))
 
-    async def _run_worker(self, memory: SessionMemory, *, resend: bool) -> None:
-        """Have a worker serve, the prepared one or a successor, and return when it is dead and reaped."""
-        if resend:
-            successor = await self._forker.fork()
-            self._tally.add(self._worker.last_stats)
-            self._worker = successor
-        worker = self._worker
+    async def _run_worker(self, memory: SessionMemory, order: ServeOrder) -> Death:
+        """Have a worker serve, the prepared one or a successor, until it is dead and reaped.
+
+        Raises:
+            KitfsError: why the first one could not start.
+        """
+        began_s = math.inf
         try:
-            await worker.serve(ServeOrder(self.id, resend), device=self._device, memory=memory)
+            if order.resend:
+                successor = await self._forker.fork()
+                self._tally.add(self._worker.last_stats)
+                self._worker = successor
+            await self._worker.serve(order, device=self._device, memory=memory)
+            began_s = trio.current_time()
+            self._patience.deadline = math.inf
+            self._reason = ""
             self.outcome.settle()
-            await worker.dead.wait()
-            log.warning("session %s: worker %d %s", self.id, worker.pid, worker.end())
+            await kill_when_hung(self._worker, self._forker.limits.hung_s)
+            reason = f"worker {self._worker.pid} {self._worker.end()}"
+        except ForkFailed as error:
+            return Death(-1.0, str(error), is_fault=True)
+        except WorkerFailed as error:
+            if not self.outcome.done.is_set():
+                raise error.reason from None
+            reason = str(error)
+        except WorkerDied as error:
+            reason = str(error)
         finally:
-            await self._end_worker()
+            self._worker.kill()
+        await self._worker.dead.wait()
+        return Death(trio.current_time() - began_s, reason, self._worker.is_faulty)
 
     async def _end_worker(self) -> None:
-        """Wait until the worker is dead and reaped; it may notice by itself that its mount is gone."""
+        """Wait until the worker is dead and reaped; it may notice by itself that its mount is gone.
+
+        One that hangs in the kernel is not waited for: what it holds is then the kernel's to close.
+        """
         with trio.CancelScope(shield=True):
             if self._is_unmounted():
                 with trio.move_on_after(GRACE_S):
                     await self._worker.dead.wait()
             self._worker.kill()
-            await self._worker.dead.wait()
+            with trio.move_on_after(KILL_TIMEOUT_S):
+                await self._worker.dead.wait()
 
     def _is_unmounted(self) -> bool:
         poll = select.poll()
@@ -227,6 +280,7 @@ class Session:
         state = copy.copy(self._first_state)
         state.restarts = self._memory.restarts if self._memory else 0
         state.uptime_s = round(max(time.time() - self._began_s, 0.0), 3)
+        state.reason = self._reason
         if self.outcome.done.is_set():
             await self._worker.stats()
             worker = self._worker  # another one, when the one that was asked has died meanwhile

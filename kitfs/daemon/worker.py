@@ -17,6 +17,8 @@ import trio
 
 from kitfs.calls import PrepareAnswer
 from kitfs.control import Refusal, encode_descriptors
+from kitfs.daemon.limits import HUNG_S
+from kitfs.daemon.procfs import STOPPED, count_memory_kills, find_state
 from kitfs.errors import KitfsError
 from kitfs.fuse.memory import SessionMemory
 from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, PrepareOrder, ServeOrder, WorkerMessage
@@ -52,11 +54,12 @@ class Worker:
         exit_code: Its exit code, minus a signal, or None when nobody could tell.
     """
 
-    def __init__(self, pid: int, pidfd: int, control: trio.socket.SocketType) -> None:
+    def __init__(self, pid: int, pidfd: int, control: trio.socket.SocketType, *, hung_s: float = HUNG_S) -> None:
         self.pid = pid
         self.dead = trio.Event()
         self.exit_code: int | None = None
         self._pidfd = pidfd
+        self._hung_s = hung_s
         self._control = control
         self._parent_has_spoken = trio.Event()
         self._prepared = trio.Event()
@@ -66,10 +69,24 @@ class Worker:
         self._stats = WorkerMessage(state="starting")
         self._stats_came = trio.Event()
         self._stats_came.set()
+        self._alive = trio.Event()
+        self._alive.set()
+        self._hung = False
+        self._memory_kills = count_memory_kills()
 
-    def kill(self) -> None:
-        """Send SIGKILL; nothing happens when it is dead."""
+    @property
+    def is_silent(self) -> bool:
+        """Whether its event loop has not answered the last probe yet."""
+        return not self._alive.is_set()
+
+    def kill(self, *, hung: bool = False) -> None:
+        """Send SIGKILL; nothing happens when it is dead.
+
+        Args:
+            hung: Whether it did nothing any more, which is its own doing unless somebody has stopped it.
+        """
         if not self.dead.is_set():
+            self._hung = self._hung or (hung and find_state(self.pid) not in STOPPED)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -97,6 +114,7 @@ class Worker:
         self._prepared.set()
         self._started.set()
         self._stats_came.set()
+        self._alive.set()
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -121,6 +139,8 @@ class Worker:
                 self._failed = message.failed
                 self._prepared.set()
                 self._started.set()
+            elif message.alive:
+                self._alive.set()
             else:
                 self._stats = message
                 self._stats_came.set()
@@ -160,10 +180,11 @@ class Worker:
         await self._wait(self._started, "serve")
 
     async def _wait(self, event: trio.Event, purpose: str) -> None:
+        """Wait for its answer. It has no event loop yet that could be asked: only one that was stopped is killed."""
         with trio.move_on_after(START_TIMEOUT_S) as scope:
-            await event.wait()
+            await self._wait_unless_stopped(event)
         if scope.cancelled_caught:
-            self.kill()
+            self.kill(hung=True)
             raise WorkerDied(f"a worker did not {purpose} within {START_TIMEOUT_S:g} s and was killed")
         if self._failed:
             raise WorkerFailed(self._failed.to_error())
@@ -174,6 +195,23 @@ class Worker:
     def last_stats(self) -> WorkerMessage:
         """Its counters as it last told them."""
         return self._stats
+
+    async def _wait_unless_stopped(self, event: trio.Event) -> None:
+        was_stopped = False
+        while not event.is_set():
+            with trio.move_on_after(self._hung_s / 3) as scope:
+                await event.wait()
+            is_stopped = scope.cancelled_caught and find_state(self.pid) in STOPPED
+            if is_stopped and was_stopped:
+                self.kill(hung=True)
+            was_stopped = is_stopped
+
+    async def probe(self) -> None:
+        """Ask whether its event loop turns, unless that was asked, and wait for the answer, or until it is dead."""
+        if self._alive.is_set() and not self.dead.is_set():
+            self._alive = trio.Event()
+            await self._send(b'{"probe": true}')
+        await self._alive.wait()
 
     async def stats(self) -> WorkerMessage:
         """Its counters; the last known ones when it does not serve yet, or does not answer within a second.
@@ -188,8 +226,20 @@ class Worker:
                 await self._stats_came.wait()
         return self._stats
 
+    @property
+    def is_faulty(self) -> bool:
+        """Of a dead one: whether it ended by its own doing, and not because somebody killed it.
+
+        So ends one that crashed, hung, or took more memory than there is, as far as the kernel killed anybody for that.
+        """
+        if self._hung or self.exit_code is None or self.exit_code in (0, -signal.SIGTERM, -signal.SIGINT):
+            return self._hung
+        return self.exit_code != -signal.SIGKILL or count_memory_kills() != self._memory_kills
+
     def end(self) -> str:
         """How it ended, in words."""
+        if self._hung:
+            return "was hung and was killed"
         if self.exit_code is None:
             return "ended"
         if self.exit_code < 0:

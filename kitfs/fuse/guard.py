@@ -4,6 +4,8 @@ Anything but ``FUSEError`` that leaves a pyfuse3 handler ends the session with t
 would hand the same request to the next worker. So nothing else leaves one: a result of a wrong type is an error too,
 because pyfuse3 would raise it after the handler. Used by ``kitfs.fuse.operations`` only.
 
+Each request is noted while it is in hand (``kitfs.fuse.deliveries``); one that has killed workers is EIO unseen.
+
 A handler must not be cancelled: the reader would get an error for a request that a successor could have answered.
 Where a handler awaits anything it shields itself.
 """
@@ -14,6 +16,7 @@ import errno
 import functools
 import inspect
 import logging
+import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,6 +24,7 @@ from typing import Any, TypeVar
 import pyfuse3
 
 from kitfs.errors import IntegrityError, KitfsError
+from kitfs.fuse.deliveries import READ, Key
 from kitfs.modelkit.served import IsADirectory, NotADirectory
 from kitfs.modelkit.tree import NodeNotFound
 
@@ -145,11 +149,60 @@ _Handler = Callable[..., Awaitable[Any]]
 _Class = TypeVar("_Class", bound=type[pyfuse3.Operations])
 
 
+_NUMBERS = {name: number for number, name in enumerate(sorted(HANDLERS, key=lambda name: name != "read"), READ)}
+_U64 = (1 << 64) - 1
+
+
 def guard(operations: _Class) -> _Class:
-    """Wrap every handler of a class, inherited ones too. The instances have ``counters``."""
+    """Wrap every handler of a class, inherited ones too. The instances have ``counters`` and ``deliveries``."""
     for name in HANDLERS:
-        setattr(operations, name, _guarded(name, getattr(operations, name)))
+        handler = _guarded(name, getattr(operations, name))
+        setattr(operations, name, handler if name == "forget" else _noted(name, handler))
     return operations
+
+
+class RequestKillsWorkers(KitfsError):
+    """A request in whose hands workers died."""
+
+
+def key_of(number: int, arguments: tuple[Any, ...]) -> Key:
+    """What a request is known by: its handler's number, the first three numbers, a name as its checksum."""
+    if number == READ and len(arguments) == 3:
+        inode, first, second = arguments
+    else:
+        inode, first, second, *_ = (*(_number_of(one) for one in arguments if isinstance(one, int | bytes)), 0, 0, 0)
+    return number, inode, first, second
+
+
+def _number_of(argument: int | bytes) -> int:
+    return zlib.crc32(argument) if isinstance(argument, bytes) else argument & _U64
+
+
+def _noted(name: str, handler: _Handler) -> _Handler:
+    """Have a handler's requests noted; a FUSEError is all that leaves it, as it is all that leaves the handler."""
+    number = _NUMBERS[name]
+
+    @functools.wraps(handler)
+    async def noted(self: Any, *arguments: Any) -> Any:
+        deliveries = self.deliveries
+        key = key_of(number, arguments)
+        if deliveries.is_calm:
+            place = deliveries.begin(key)
+            try:
+                return await handler(self, *arguments)
+            finally:
+                deliveries.end(place)
+        if deliveries.is_convicted(key):
+            error = RequestKillsWorkers("workers died of it each time")
+            self.counters.note_failure(_describe(name, arguments, error), error)
+            raise pyfuse3.FUSEError(errno.EIO)
+        place = await deliveries.admit(key)
+        try:
+            return await handler(self, *arguments)
+        finally:
+            deliveries.leave(key, place)
+
+    return noted
 
 
 def _guarded(name: str, handler: _Handler) -> _Handler:

@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 import pyfuse3
 import trio
 
+from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.guard import Counters, ReadShort, guard
 from kitfs.layer.reader import PendingRead
 from kitfs.modelkit.served import Attributes, OpenFile
@@ -88,21 +89,26 @@ class KitOperations(ReadOnlyOperations):
 
     Attributes:
         counters: What has been done.
+        deliveries: What is in hand.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, view: View, on_init: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, view: View, on_init: Callable[[], None] = lambda: None, deliveries: Deliveries | None = None
+    ) -> None:
         """Serve a view.
 
         Args:
             view: What is shown.
             on_init: Called when libfuse has read INIT, before it reads anything else.
+            deliveries: Where requests are noted that are in hand.
         """
         super().__init__()
         self.counters = Counters()
+        self.deliveries = Deliveries() if deliveries is None else deliveries
         self._view = view
         self._on_init = on_init
         self._files: dict[int, _Held] = {}

@@ -42,28 +42,33 @@ class ServeOrder(msgspec.Struct, frozen=True, tag="serve"):
     Attributes:
         session: Which; that of the ``PrepareOrder`` when there was one.
         resend: Whether a worker that had this device has died and has been reaped.
+        blame: How much its death says against what it had in hand (``kitfs.fuse.deliveries``): 2 when it died by its
+            own doing, 1 when somebody killed it, 0 when the daemon did so to replace it.
     """
 
     session: str
     resend: bool
+    blame: int = 1
 
 
 Order = PrepareOrder | ServeOrder
 
 
 class WorkerMessage(msgspec.Struct, omit_defaults=True):
-    """What a worker says: what it has prepared, that it serves, why it can not, or its counters.
+    """What a worker says: what it has prepared, that it serves, why it can not, that it is alive, or its counters.
 
     Attributes:
         prepared: Answer to a ``PrepareOrder``.
         ready: Answer to a ``ServeOrder``: reads work.
         failed: Why it ends.
+        alive: Answer to ``{"probe": true}``, given by its event loop at once.
         spans_decoded: Spans of compressed layers that it has decoded.
     """
 
     prepared: PrepareAnswer | None = None
     ready: bool = False
     failed: Refusal | None = None
+    alive: bool = False
     reads: int = 0
     bytes_read: int = 0
     opens: int = 0

@@ -129,11 +129,6 @@ class InitRequest:
     flags: InitFlag
 
     @property
-    def can_resend(self) -> bool:
-        """Whether the kernel understands ``RESEND_NOTIFICATION`` (Linux 6.9 and newer)."""
-        return InitFlag.HAS_RESEND in self.flags
-
-    @property
     def can_pass_through(self) -> bool:
         """Whether the kernel can serve an open file from another file (Linux 6.9 and newer)."""
         return InitFlag.PASSTHROUGH in self.flags
@@ -164,6 +159,11 @@ def parse_init(request: bytes) -> InitRequest:
             raise InitMalformed(f"{len(request)} bytes are too few for its second word of flags")
         flags |= _FLAGS.unpack_from(request, _FLAGS2_AT)[0] << 32
     return InitRequest(bytes(request), unique, major, minor, max_readahead, InitFlag(flags))
+
+
+def can_resend(offered: int) -> bool:
+    """Whether a kernel that offers these flags understands ``RESEND_NOTIFICATION`` (Linux 6.9 and newer)."""
+    return bool(offered & InitFlag.HAS_RESEND)
 
 
 def negotiate(request: InitRequest) -> InitFlag:

@@ -14,6 +14,7 @@ all it needs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -33,6 +34,7 @@ from kitfs.calls import PrepareAnswer, PrepareCall
 from kitfs.control import Refusal, parse_descriptors
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
+from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover, run_session
 from kitfs.fuse.memory import SessionMemory
@@ -51,6 +53,7 @@ from kitfs.transfer.kit_refresh import is_import_due
 log = logging.getLogger(__name__)
 
 _QUESTION_SIZE_MAX = 4096
+_QUESTIONS = ("probe", "stats")
 _WARM_AFTER_S = 0.05
 _FAILED = 70
 """Exit code of a worker that could not serve (EX_SOFTWARE, sysexits.h)."""
@@ -147,26 +150,30 @@ def _serve_session(view: View, order: ServeOrder, descriptors: list[int], connec
     device, init, memory_fd = descriptors
     memory = SessionMemory.map(memory_fd)
     memory.lock_life()
-    serve(view, Handover(device=device, init=init, resend=order.resend), connection, memory)
+    deliveries = Deliveries(memory.deliveries)
+    in_hand = deliveries.blame(order.blame)
+    if in_hand:
+        log.info("the worker before had %d requests in hand", in_hand)
+    serve(view, Handover(device=device, init=init, resend=order.resend), connection, deliveries)
 
 
-def serve(view: View, handover: Handover, connection: socket.socket, memory: SessionMemory) -> None:
+def serve(view: View, handover: Handover, connection: socket.socket, deliveries: Deliveries) -> None:
     """Serve a view on a connection until that is gone. Runs a trio loop of its own.
 
     Args:
         view: What is shown.
         handover: The connection.
         connection: The control socket.
-        memory: The session's memory, whose lock this process holds.
+        deliveries: Where requests are noted that are in hand.
 
     Raises:
         HandoverFailed: when the device can not be taken over.
     """
-    trio.run(_serve, view, handover, connection, memory)
+    trio.run(_serve, view, handover, connection, deliveries)
 
 
-async def _serve(view: View, handover: Handover, connection: socket.socket, memory: SessionMemory) -> None:
-    operations = KitOperations(view, handover.take)
+async def _serve(view: View, handover: Handover, connection: socket.socket, deliveries: Deliveries) -> None:
+    operations = KitOperations(view, handover.take, deliveries)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_answer_daemon, view, handover, connection, operations.counters)
         nursery.start_soon(_warm, view, handover)
@@ -186,26 +193,39 @@ async def _warm(view: View, handover: Handover) -> None:
 
 
 async def _answer_daemon(view: View, handover: Handover, connection: socket.socket, counters: Counters) -> None:
-    """Say when it serves, then answer questions; returns when the daemon is gone."""
+    """Say when it serves, then answer questions; returns when the daemon is gone.
+
+    Counters may wait for the index, that it is alive for nothing: a worker on a slow disk is not hung.
+    """
     await handover.taken.wait()
     daemon = trio.socket.from_stdlib_socket(connection)
-    try:
-        await daemon.send(b'{"ready": true}')
-        while question := await daemon.recv(_QUESTION_SIZE_MAX):
-            if parse_question(question):
-                share = await trio.to_thread.run_sync(_measure_native, view)
-                await daemon.send(encode_counters(counters, share))
-    except OSError as error:
-        log.info("the daemon is gone: %s", error)
+
+    async def tell_counters() -> None:
+        share = await trio.to_thread.run_sync(_measure_native, view)
+        with contextlib.suppress(OSError):
+            await daemon.send(encode_counters(counters, share))
+
+    async with trio.open_nursery() as nursery:
+        try:
+            await daemon.send(b'{"ready": true}')
+            while datagram := await daemon.recv(_QUESTION_SIZE_MAX):
+                match parse_question(datagram):
+                    case "stats":
+                        nursery.start_soon(tell_counters)
+                    case "probe":
+                        await daemon.send(b'{"alive": true}')
+        except OSError as error:
+            log.info("the daemon is gone: %s", error)
 
 
-def parse_question(datagram: bytes) -> bool:
-    """Whether a datagram asks for counters; anything else is passed over."""
+def parse_question(datagram: bytes) -> str:
+    """What a datagram asks for: ``stats``, ``probe``, or nothing that is understood, which is passed over."""
     try:
         question = json.loads(datagram)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(question, dict) and question.get("stats") is True
+        return ""
+    known = [name for name in _QUESTIONS if isinstance(question, dict) and question.get(name) is True]
+    return known[0] if known else ""
 
 
 def _measure_native(view: View) -> NativeShare:

@@ -88,12 +88,12 @@ class Mount:
         shown = MountState("sample", str(self.path), "sample:1", "0:1")
         return SessionMemory.create(SessionHeader(shown, init, int(request.flags), 0.0))
 
-    def start_worker(self, *, resend: bool = False, view: str | None = None) -> None:
+    def start_worker(self, *, resend: bool = False, view: str | None = None, blame: int = 1) -> None:
         """Start a process that serves the mount, and wait until it does."""
-        self.launch_worker(sample_command(view) if view else self._command, resend=resend)
+        self.launch_worker(sample_command(view) if view else self._command, resend=resend, blame=blame)
         assert self.hear() == {"ready": True}
 
-    def launch_worker(self, command: list[str], *, resend: bool = False) -> None:
+    def launch_worker(self, command: list[str], *, resend: bool = False, blame: int = 1) -> None:
         """Start a process that serves the mount; a worker proper, if it has a session, is ordered to."""
         init_ours, init_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -101,7 +101,7 @@ class Mount:
         with init_ours, init_theirs, control_theirs, self.log_path.open("ab") as log:
             init_ours.send(self.memory.header.init)
             numbers = (self._device, init_theirs.fileno(), control_theirs.fileno(), self.memory.fileno())
-            arguments = [*command, *map(str, numbers), str(resend)]
+            arguments = [*command, *map(str, numbers), str(resend), str(blame)]
             environment = {**os.environ, "SAMPLE_VIEW_STUCK_FIFO": str(self.fifo)}
             self.worker = subprocess.Popen(arguments, pass_fds=numbers, stderr=log, env=environment)
             if self.session:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kitfs.errors import IntegrityError
+from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.handover import Handover
 from kitfs.fuse.memory import SessionMemory
 from kitfs.fuse.worker import serve
@@ -184,14 +185,16 @@ class FreedView(SampleView):
 VIEWS = {"sample": SampleView, "blocking": BlockingView, "freed": FreedView}
 
 
-def main(view: str, device: str, init: str, control: str, memory: str, resend: str) -> None:
+def main(view: str, device: str, init: str, control: str, memory: str, resend: str, blame: str) -> None:
     """Serve as a worker, until the mount is gone."""
     logging.basicConfig(format="%(levelname)s %(name)s %(message)s", level=logging.INFO)
     os.chdir("/")
     handover = Handover(device=int(device), init=int(init), resend=resend == "True")
     shared = SessionMemory.map(int(memory))
     shared.lock_life()
-    serve(VIEWS[view](), handover, socket.socket(fileno=int(control)), shared)
+    deliveries = Deliveries(shared.deliveries)
+    deliveries.blame(int(blame))
+    serve(VIEWS[view](), handover, socket.socket(fileno=int(control)), deliveries)
 
 
 if __name__ == "__main__":

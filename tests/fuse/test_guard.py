@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from kitfs.errors import IntegrityError, KitfsError
+from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.guard import HANDLERS, Counters, errno_of, guard
 from kitfs.fuse.operations import KitOperations
 from kitfs.modelkit.served import IsADirectory, NotADirectory
@@ -53,6 +54,7 @@ def test_every_handler_of_this_pyfuse3_is_wrapped():
 def guarded(body, name="getxattr"):
     operations = guard(type("Faulty", (pyfuse3.Operations,), {name: body}))()
     operations.counters = Counters()
+    operations.deliveries = Deliveries()
     return operations
 
 

@@ -11,6 +11,7 @@ from kitfs.fuse.protocol import (
     InitFlag,
     InitMalformed,
     ProtocolUnsupported,
+    can_resend,
     encode_init_reply,
     mask_init,
     negotiate,
@@ -31,14 +32,14 @@ def test_request_of_a_current_kernel_is_read_with_both_words_of_flags():
     """A request of 104 bytes gives the version, the read-ahead and flags above bit 31."""
     request = parse_init(_init(unique=7, flags2=1 << 7))
     assert (request.unique, request.major, request.minor, request.max_readahead) == (7, 7, 45, 131072)
-    assert request.can_resend
+    assert can_resend(request.flags)
     assert not request.can_pass_through
 
 
 def test_request_of_an_older_kernel_has_no_second_word():
     """A request of 56 bytes, protocol 7.35 and older, is read too."""
     request = parse_init(_init(minor=31, flags=EVERYTHING & ~InitFlag.INIT_EXT, extended=False))
-    assert not request.can_resend
+    assert not can_resend(request.flags)
     assert negotiate(request) & InitFlag.INIT_EXT == 0
     assert len(mask_init(request, negotiate(request))) == 56
 

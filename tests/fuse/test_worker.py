@@ -49,9 +49,11 @@ def test_worker_passes_over_what_it_does_not_understand(mount):
 
 
 @pytest.mark.parametrize("datagram", [b"", b"null", b'{"stats": "true"}', b'{"stat": true}', b"\xff", b"[" * 100_000])
-def test_only_one_question_is_understood(datagram):
-    """Anything but a question for counters is none."""
-    assert not parse_question(datagram)
+def test_only_two_questions_are_understood(datagram):
+    """Anything but a question for counters, or whether it is alive, is none."""
+    assert parse_question(datagram) == ""
+    assert parse_question(b'{"stats": true}') == "stats"
+    assert parse_question(b'{"probe": true}') == "probe"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ import os
 import sys
 from pathlib import Path
 from kitfs.fuse.worker import run_worker
-home, device, init, control, memory, resend = sys.argv[1:]
+home, device, init, control, memory, resend, blame = sys.argv[1:]
 for number in (device, init, memory):
     os.close(int(number))
 run_worker(home=Path(home), control=int(control))

@@ -241,21 +241,6 @@ def test_a_mount_that_only_hangs_is_not_taken_for_dead(machine, monkeypatch):
     assert mounting.clear_dead_mount(place)
 
 
-def test_workers_that_keep_dying_are_given_up(machine, wait_for_end):
-    """Five that can not even start: the device is closed, readers get an error, nothing spins."""
-    place = machine.mount()
-    manifests = [path for path in (machine.home / "blobs/sha256").rglob("*") if path.is_file()]
-    for path in manifests:
-        path.unlink()
-    (state,) = machine.states()
-    os.kill(state.pid, signal.SIGKILL)
-    assert machine.client.wait_ended(state.session, timeout_s=30)
-    with pytest.raises(OSError) as caught:
-        os.listdir(place)
-    assert caught.value.errno == errno.ENOTCONN
-    machine.run("umount", place)
-
-
 def test_an_aborted_connection_ends_its_session(machine, wait_for_end):
     """What ``umount -f`` does: worker and session go, the mount point stays for the client to clear."""
     if os.geteuid() != 0:

@@ -1,0 +1,31 @@
+"""What ``/proc`` says of a process and of the machine's memory. Looks at no mount.
+
+Used by ``kitfs.daemon.worker`` and ``kitfs.daemon.supervision``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STOPPED = frozenset("Tt")
+"""States of a process that somebody has stopped, by SIGSTOP or as a debugger."""
+
+WAITS_FOR_DISK = "D"
+
+
+def find_state(pid: int) -> str:
+    """State of a process's main thread as one letter (proc(5)), ``X`` when there is none."""
+    try:
+        status = Path(f"/proc/{pid}/task/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return "X"
+    return status.rpartition(")")[2].split()[0]
+
+
+def count_memory_kills() -> int:
+    """How many processes the kernel has killed for want of memory, in a cgroup or in the machine (``oom_kill``)."""
+    try:
+        lines = Path("/proc/vmstat").read_text("ascii", "replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
