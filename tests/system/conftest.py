@@ -1,0 +1,251 @@
+"""A machine that a real systemd boots: systemd-nspawn over a copy-on-write view of this machine's root.
+
+kitfs is installed in it from a wheel, its units by ``kitfs doctor --install-units``. Commands are run in it through
+nsenter. It lies in memory; when it has been powered off nothing of it is left.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent.parent
+TIMEOUT_S = 60
+WHERE = "/opt/kitfs"
+ENVIRONMENT = {"PATH": f"{WHERE}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+
+FSTAB = """
+packed:1 /mnt/fstab kitfs ro,_netdev,nofail,x-systemd.requires=kitfs.socket 0 0
+"""
+
+PREPARE = textwrap.dedent(f"""
+    set -eu
+    {sys.executable} -m venv {WHERE}
+    echo {WHERE}/packages >"$(echo {WHERE}/lib/python3.*/site-packages)/packages.pth"
+    {WHERE}/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps --no-index /opt/*.whl
+    kitfs doctor --install-units
+    systemctl enable remote-fs.target kitfs.socket kitfs.service kitfs-gc.timer kitfs-scrub.timer
+    mkdir -p /srv/kit /mnt/fstab /etc/kitfs/mounts
+    cd /srv/kit
+    printf 'manifestVersion: 1.0.0\\npackage: {{name: t}}\\nmodel: {{name: m, path: weights.bin}}\\n' >Kitfile
+    head -c 8388608 /dev/urandom >weights.bin
+    kitfs pack . -t plain:1
+    kitfs pack . -t packed:1 --compression gzip
+    """)
+
+READER = textwrap.dedent("""
+    import mmap, os, random, select, sys
+    whole = open("/srv/kit/weights.bin", "rb").read()
+    rounds = 0
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        for place in sys.argv[1:]:
+            start = random.randrange(0, len(whole) - 65536, 4096)
+            file = os.open(f"{place}/weights.bin", os.O_RDONLY | os.O_DIRECT)
+            buffer = mmap.mmap(-1, 65536)
+            assert os.preadv(file, [buffer], start) == 65536
+            assert buffer[:] == whole[start : start + 65536], (place, start)
+            os.close(file)
+            with open(f"{place}/weights.bin", "rb") as file:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    assert mapped[start : start + 65536] == whole[start : start + 65536], (place, start)
+        rounds += 1
+        print(rounds, flush=True)
+    """)
+"""Opens, reads past the page cache, maps and closes what is mounted, until its standard input ends; prints its rounds."""
+
+
+class Reader:
+    """A process in the machine that verifies what mounts show, all the time."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def next(self) -> None:
+        """Returns after a round that began after this call: what is mounted can be read."""
+        assert self.process.stdout is not None
+        os.set_blocking(self.process.stdout.fileno(), False)
+        with contextlib.suppress(BlockingIOError, TypeError):
+            while self.process.stdout.readline():
+                pass
+        os.set_blocking(self.process.stdout.fileno(), True)
+        for _ in range(2):
+            assert self.process.stdout.readline(), self.end()
+
+    def end(self) -> str:
+        """Let it end, and say what went wrong."""
+        _, said = self.process.communicate("\n", timeout=TIMEOUT_S)
+        return said
+
+
+class Booted:
+    """A machine with systemd as its first process.
+
+    Attributes:
+        root: Its root directory, seen from here.
+        leader: The pid of its systemd, here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root = folder, folder / "root"
+        self.leader = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        for name in ("root", "upper", "work"):
+            (folder / name).mkdir()
+        layers = f"lowerdir=/,upperdir={folder / 'upper'},workdir={folder / 'work'}"
+        subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", self.root], check=True)
+
+    def command(self, *words: str) -> list[str]:
+        """The command line of systemd-nspawn."""
+        packages = sysconfig.get_paths()["platlib"]
+        return [
+            *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--capability=all"),
+            *(f"--directory={self.root}", "--bind=/dev/fuse", f"--bind-ro={packages}:{WHERE}/packages"),
+            *(f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()),
+            *words,
+        ]
+
+    def prepare(self, wheel: Path) -> None:
+        """Nothing that is enabled here is enabled there; kitfs is installed."""
+        for name in ("etc/systemd/system", "etc/kitfs", "var/lib/kitfs", "opt", "mnt", "srv/kit", "root/.config/kitfs"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        for folder in self.root.glob("etc/rc?.d"):
+            shutil.rmtree(folder)
+        for name in ("etc/systemd/system", "opt", "mnt"):
+            (self.root / name).mkdir(parents=True)
+        (self.root / "etc/machine-id").write_text("a" * 32 + "\n")
+        (self.root / "etc/fstab").write_text(FSTAB)
+        shutil.copy(wheel, self.root / "opt")
+        done = subprocess.run(
+            self.command("--pipe", "sh", "-c", PREPARE), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def boot(self) -> None:
+        """Start it; returns when all of its units are up, and none has failed."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, open(self.folder / "console", "ab") as log:
+            address = self.folder / "notify"
+            address.unlink(missing_ok=True)
+            listener.bind(os.fspath(address))
+            listener.settimeout(TIMEOUT_S)
+            self._process = subprocess.Popen(
+                self.command("--boot", "--notify-ready=yes", "--console=read-only"),
+                env=os.environ | {"NOTIFY_SOCKET": os.fspath(address)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            said: dict[str, str] = {}
+            while "READY" not in said:
+                said |= dict(line.split("=", 1) for line in listener.recv(4096).decode().splitlines() if line)
+            self.leader = int(said["X_NSPAWN_LEADER_PID"])
+        assert self.run("systemctl", "is-system-running", "--wait") == "running\n", self.run("systemctl", "--failed")
+
+    def wait_for_end(self) -> None:
+        """Wait until it is off."""
+        assert self._process is not None
+        self._process.wait(TIMEOUT_S)
+
+    def enter(self, *words: object) -> list[str]:
+        """The command line that runs something in it."""
+        return ["nsenter", f"--target={self.leader}", "--mount", "--pid", "--ipc", "--uts", "--", *map(str, words)]
+
+    def run(self, *words: object, status: int = 0) -> str:
+        """Run a program in it; what it prints, errors too."""
+        done = subprocess.run(
+            self.enter(*words),
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{self.journal()}"
+        return done.stdout
+
+    def journal(self, unit: str = "kitfs*", *words: str) -> str:
+        """What units have logged since the last boot."""
+        command = self.enter("journalctl", "--boot", "--no-pager", f"--unit={unit}", *words)
+        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False).stdout
+
+    def show(self, unit: str, name: str) -> str:
+        """A property of a unit."""
+        return self.run("systemctl", "show", "--value", f"--property={name}", unit).strip()
+
+    def main_pid(self) -> int:
+        """The daemon's pid there; 0 for none."""
+        return int(self.show("kitfs.service", "MainPID"))
+
+    @contextlib.contextmanager
+    def reading(self, *places: str) -> Iterator[Reader]:
+        """Readers of mounts; nothing that they read failed."""
+        command = self.enter(f"{WHERE}/bin/python", "-c", READER, *places)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes) as process:
+            try:
+                reader = Reader(process)
+                reader.next()
+                yield reader
+                assert reader.end() == ""
+            finally:
+                process.kill()
+
+    def close(self) -> None:
+        """Power it off, or kill it, and take its root away."""
+        if self._process is not None:
+            try:
+                subprocess.run(self.enter("systemctl", "poweroff"), check=False, timeout=TIMEOUT_S)
+                self.wait_for_end()
+            finally:
+                if self._process.poll() is None:
+                    os.kill(self.leader, signal.SIGKILL)
+                    self._process.kill()
+                    self._process.wait()
+        subprocess.run(["umount", "-l", self.root], check=True)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """kitfs as a wheel."""
+    pytest.importorskip("setuptools", minversion="70.1")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        if (PROJECT / name).exists():
+            shutil.copy(PROJECT / name, source)
+    shutil.copytree(PROJECT / "kitfs", source / "kitfs", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", folder, source], check=True)
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="session")
+def booted(wheel: Path) -> Iterator[Booted]:
+    """A machine that has booted with kitfs's units enabled and a line of kitfs in its fstab."""
+    if os.geteuid() != 0 or shutil.which("systemd-nspawn") is None:
+        pytest.skip("needs root and systemd-nspawn")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("FUSE is not usable here")
+    folder = Path(tempfile.mkdtemp(prefix="kitfs-boot-"))
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "kitfs-boot", folder], check=True)
+        with contextlib.closing(Booted(folder)) as made:
+            made.prepare(wheel)
+            made.boot()
+            yield made
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)
+        folder.rmdir()
