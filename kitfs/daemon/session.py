@@ -27,7 +27,6 @@ import trio
 
 from kitfs import logs
 from kitfs.calls import MountState
-from kitfs.daemon.counters import Tally
 from kitfs.daemon.forker import Forker, ForkFailed
 from kitfs.daemon.supervision import FAILED_START, Backoff, kill_when_hung
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
@@ -124,9 +123,9 @@ class Session:
         self._worker = worker
         self._first_state = state
         self._memory: SessionMemory | None = None
-        self._tally = Tally()
         self._patience = trio.CancelScope()
         self._reason = ""
+        self._native = 0.0
         self._began_s = time.time()
 
     async def run(self, end_record: Callable[[], None]) -> None:
@@ -151,8 +150,9 @@ class Session:
         finally:
             await self._end_worker()
             os.close(self._device)
-            if self._memory is not None:
-                self._memory.close()
+            memory, self._memory = self._memory, None  # whoever asks for the state meanwhile reads no closed map
+            if memory is not None:
+                memory.close()
             end_record()
             self.outcome.settle(SessionEnded("the mount went away while it was being made"))
             self.ended.set()
@@ -234,9 +234,7 @@ class Session:
         began_s = math.inf
         try:
             if order.resend:
-                successor = await self._forker.fork()
-                self._tally.add(self._worker.last_stats)
-                self._worker = successor
+                self._worker = await self._forker.fork()
             await self._worker.serve(order, device=self._device, memory=memory)
             began_s = trio.current_time()
             self._patience.deadline = math.inf
@@ -282,11 +280,13 @@ class Session:
         state.uptime_s = round(max(time.time() - self._began_s, 0.0), 3)
         state.reason = self._reason
         if self.outcome.done.is_set():
-            await self._worker.stats()
-            worker = self._worker  # another one, when the one that was asked has died meanwhile
-            self._tally.tell(worker.last_stats, state)
-            if worker.dead.is_set():
-                state.state = "starting"
-            else:
-                state.pid = worker.pid
+            asked = self._worker
+            stats = await asked.stats()
+            if asked is self._worker and not asked.dead.is_set():
+                state.pid, state.state = asked.pid, stats.state
+            if stats.state != "starting":
+                self._native = stats.native
+            state.native = self._native
+            for name, count in (self._memory.read_counters() if self._memory else {}).items():
+                setattr(state, name, count)
         return state

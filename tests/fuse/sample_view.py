@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from kitfs.errors import IntegrityError
 from kitfs.fuse.deliveries import Deliveries
+from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover
 from kitfs.fuse.memory import SessionMemory
 from kitfs.fuse.worker import serve
@@ -194,7 +195,7 @@ def main(view: str, device: str, init: str, control: str, memory: str, resend: s
     shared.lock_life()
     deliveries = Deliveries(shared.deliveries)
     deliveries.blame(int(blame))
-    serve(VIEWS[view](), handover, socket.socket(fileno=int(control)), deliveries)
+    serve(VIEWS[view](), handover, socket.socket(fileno=int(control)), deliveries, Counters(shared.counters))
 
 
 if __name__ == "__main__":
