@@ -21,6 +21,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent.parent
 TIMEOUT_S = 60
+READERS = 4
 WHERE = "/opt/kitfs"
 ENVIRONMENT = {"PATH": f"{WHERE}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 
@@ -32,7 +33,8 @@ PREPARE = textwrap.dedent(f"""
     set -eu
     {sys.executable} -m venv {WHERE}
     echo {WHERE}/packages >"$(echo {WHERE}/lib/python3.*/site-packages)/packages.pth"
-    {WHERE}/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps --no-index /opt/*.whl
+    {WHERE}/bin/python -m pip --quiet --disable-pip-version-check \\
+        install --ignore-installed --no-deps --no-index /opt/*.whl
     kitfs doctor --install-units
     systemctl enable remote-fs.target kitfs.socket kitfs.service kitfs-gc.timer kitfs-scrub.timer
     mkdir -p /srv/kit /mnt/fstab /etc/kitfs/mounts
@@ -61,30 +63,34 @@ READER = textwrap.dedent("""
         rounds += 1
         print(rounds, flush=True)
     """)
-"""Opens, reads past the page cache, maps and closes what is mounted, until its standard input ends; prints its rounds."""
+"""Opens, reads past the page cache, maps and closes what is mounted until it is told to end; prints its rounds."""
 
 
-class Reader:
-    """A process in the machine that verifies what mounts show, all the time."""
+class Readers:
+    """Processes in the machine that verify what mounts show, all the time."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        self.processes = processes
 
     def next(self) -> None:
-        """Returns after a round that began after this call: what is mounted can be read."""
-        assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
-        with contextlib.suppress(BlockingIOError, TypeError):
-            while self.process.stdout.readline():
-                pass
-        os.set_blocking(self.process.stdout.fileno(), True)
-        for _ in range(2):
-            assert self.process.stdout.readline(), self.end()
+        """Returns when each has finished a round that began after this call: what is mounted can be read."""
+        pipes = [process.stdout.fileno() for process in self.processes if process.stdout is not None]
+        for pipe in pipes:
+            os.set_blocking(pipe, False)
+            with contextlib.suppress(BlockingIOError):
+                while os.read(pipe, 4096):
+                    pass
+            os.set_blocking(pipe, True)
+        for process, pipe in zip(self.processes, pipes, strict=True):
+            rounds = 0
+            while rounds < 2:
+                printed = os.read(pipe, 4096)
+                assert printed, process.communicate()
+                rounds += printed.count(b"\n")
 
-    def end(self) -> str:
-        """Let it end, and say what went wrong."""
-        _, said = self.process.communicate("\n", timeout=TIMEOUT_S)
-        return said
+    def end(self) -> list[bytes]:
+        """Let them end, and say what went wrong."""
+        return [process.communicate(b"\n", timeout=TIMEOUT_S)[1] for process in self.processes]
 
 
 class Booted:
@@ -188,18 +194,20 @@ class Booted:
         return int(self.show("kitfs.service", "MainPID"))
 
     @contextlib.contextmanager
-    def reading(self, *places: str) -> Iterator[Reader]:
+    def reading(self, *places: str) -> Iterator[Readers]:
         """Readers of mounts; nothing that they read failed."""
         command = self.enter(f"{WHERE}/bin/python", "-c", READER, *places)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes) as process:
-            try:
-                reader = Reader(process)
-                reader.next()
-                yield reader
-                assert reader.end() == ""
-            finally:
+        started = [subprocess.Popen(command, env=ENVIRONMENT, bufsize=0, **pipes) for _ in range(READERS)]
+        try:
+            readers = Readers(started)
+            readers.next()
+            yield readers
+            assert readers.end() == [b""] * READERS
+        finally:
+            for process in started:
                 process.kill()
+                process.communicate()
 
     def close(self) -> None:
         """Power it off, or kill it, and take its root away."""
