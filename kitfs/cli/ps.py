@@ -82,7 +82,7 @@ def iter_dead(home: Path, served: Sequence[MountState]) -> Iterator[MountState]:
         return
     from kitfs.calls import MountState
     from kitfs.store.layout import Layout
-    from kitfs.store.sessions import iter_sessions
+    from kitfs.store.sessions import find_lost, iter_sessions
     from kitfs.store.wanted import is_wanted
 
     layout = Layout(home)
@@ -90,6 +90,7 @@ def iter_dead(home: Path, served: Sequence[MountState]) -> Iterator[MountState]:
         mounted = None if is_served else _find_mount(record, mounts)
         if mounted is not None and mounting.is_dead(mounted.mountpoint):
             state = MountState(record.id, record.mountpoint, record.reference, mounted.device, state=DEAD)
+            state.reason = find_lost(layout, record.id)
             state.is_writable, state.wanted = bool(record.staging), is_wanted(layout, record.id)
             yield state
 
