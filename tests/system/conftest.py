@@ -29,9 +29,15 @@ FSTAB = """
 packed:1 /mnt/fstab kitfs ro,_netdev,nofail,x-systemd.requires=kitfs.socket 0 0
 """
 
+PYTHONS = (f"/usr/bin/python3.{sys.version_info.minor}", sys.executable)
+"""One that every user can run comes first."""
+
 PREPARE = textwrap.dedent(f"""
     set -eu
-    {sys.executable} -m venv {WHERE}
+    for python in {" ".join(PYTHONS)}; do
+        ! "$python" -c 'import ensurepip' || break
+    done
+    "$python" -m venv {WHERE}
     echo {WHERE}/packages >"$(echo {WHERE}/lib/python3.*/site-packages)/packages.pth"
     {WHERE}/bin/python -m pip --quiet --disable-pip-version-check \\
         install --ignore-installed --no-deps --no-index /opt/*.whl
@@ -192,6 +198,19 @@ class Booted:
     def main_pid(self) -> int:
         """The daemon's pid there; 0 for none."""
         return int(self.show("kitfs.service", "MainPID"))
+
+    @contextlib.contextmanager
+    def service(self, drop_in: str) -> Iterator[None]:
+        """The service, restarted with more settings, until the block ends."""
+        file = self.root / "etc/systemd/system/kitfs.service.d/test.conf"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(drop_in)
+        self.run("systemctl", "daemon-reload")
+        self.run("systemctl", "restart", "kitfs.service")
+        yield
+        file.unlink()
+        self.run("systemctl", "daemon-reload")
+        self.run("systemctl", "restart", "kitfs.service")
 
     @contextlib.contextmanager
     def reading(self, *places: str) -> Iterator[Readers]:
