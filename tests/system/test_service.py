@@ -56,11 +56,11 @@ def check_shown(booted, *places: str) -> None:
         booted.run(*NOBODY, "cmp", WEIGHTS, f"{place}/weights.bin")
 
 
-def test_line_of_fstab_is_mounted_at_boot(booted):
-    """What it names can be read by everybody once the machine is up."""
+def test_lines_of_fstab_are_mounted_at_boot(booted):
+    """What they name can be read by everybody once the machine is up."""
     assert booted.run("findmnt", "-n", "-o", "SOURCE,FSTYPE", "/mnt/fstab").split() == ["packed:1", "fuse.kitfs"]
-    check_shown(booted, "/mnt/fstab")
-    assert "/mnt/fstab" in shown(booted)
+    check_shown(booted, "/mnt/fstab", "/mnt/all/plain/1", "/mnt/all/packed/1")
+    assert {"/mnt/fstab", "/mnt/all"} <= shown(booted)
 
 
 def test_mount_unit_mounts_for_everybody_and_unmounts(booted):
@@ -90,7 +90,7 @@ def test_killed_daemon_is_not_noticed_under_load(booted, place):
     """systemd starts another each time, however often; readers go on."""
     mounts = [place("a"), place("b", "packed:1")]
     with booted.reading(*mounts) as readers:
-        for _ in range(5):
+        for _ in range(4):
             daemon = booted.main_pid()
             booted.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "kitfs.service")
             booted.run("kitfs", "ps")
@@ -205,16 +205,20 @@ def test_units_are_as_they_must_be(booted):
 
 
 def test_wanted_mounts_are_back_after_a_reboot(booted):
-    """So is what fstab names, and what an enabled unit mounts."""
+    """So is what fstab names, and what an enabled unit mounts, and what was written to a writable mount."""
     (booted.root / "etc/kitfs/mounts/mnt-unit.conf").write_text("REFERENCE=plain:1\n")
     booted.run("systemctl", "enable", "--now", "kitfs-mount@mnt-unit")
-    booted.run("mkdir", "-p", "/mnt/wanted")
+    booted.run("mkdir", "-p", "/mnt/wanted", "/mnt/work")
     booted.run("kitfs", "mount", "--wanted", "plain:1", "/mnt/wanted")
+    booted.run("kitfs", "mount", "--wanted", "--writable", "packed:1", "/mnt/work")
+    booted.run("cp", "/etc/fstab", "/mnt/work/new")
     booted.run("systemctl", "reboot")
     booted.wait_for_end()
     booted.boot()
-    mounts = {"/mnt/wanted", "/mnt/unit", "/mnt/fstab"}
+    mounts = {"/mnt/wanted", "/mnt/unit", "/mnt/fstab", "/mnt/work"}
     check_shown(booted, *mounts)
-    assert shown(booted) == mounts
+    booted.run("cmp", "/etc/fstab", "/mnt/work/new")
+    assert shown(booted) == {*mounts, "/mnt/all"}
     booted.run("systemctl", "disable", "--now", "kitfs-mount@mnt-unit")
     booted.run("kitfs", "umount", "/mnt/wanted")
+    booted.run("kitfs", "umount", "/mnt/work")
