@@ -1,8 +1,10 @@
 """The units of systemd: whole, as systemd reads them, and hardened where they can be."""
 
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ NAMES = {
     *("kitfs-gc.service", "kitfs-gc.timer", "kitfs-scrub.service", "kitfs-scrub.timer"),
 }
 
+USER_NAMES = {"kitfs.service", "kitfs-restore.service"}
+
 
 @pytest.fixture
 def installed(kitfs, tmp_path: Path, monkeypatch) -> Path:
@@ -28,7 +32,10 @@ def installed(kitfs, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr("sys.argv", [str(program)])
     done = kitfs("doctor", "--install-units", "--root", tmp_path / "root")
     assert done.code == 0 and "systemctl" in done.err
-    assert {Path(line).name for line in done.out.splitlines()} == NAMES | {"mount.kitfs"}
+    written = [Path(line) for line in done.out.splitlines()]
+    assert {path.name for path in written} == NAMES | {"mount.kitfs"}
+    assert {path.name for path in (tmp_path / "root" / units.USER_FOLDER).iterdir()} == USER_NAMES
+    assert len(written) == len(NAMES) + len(USER_NAMES) + 1
     return tmp_path / "root" / units.UNIT_FOLDER
 
 
@@ -37,7 +44,8 @@ def analyze(*words: object) -> subprocess.CompletedProcess[str]:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is absent")
     command = ["systemd-analyze", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    environment = os.environ | {"XDG_RUNTIME_DIR": tempfile.gettempdir()}  # for --user
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def words_of(unit: Path) -> dict[str, list[str]]:
@@ -62,6 +70,8 @@ def test_installed_units_run_the_command_that_installed_them(installed, tmp_path
 def test_systemd_finds_nothing_wrong_with_the_units(installed):
     """``systemd-analyze verify`` prints nothing: its exit code is 0 for an unknown setting too."""
     said = analyze("verify", *sorted(installed.iterdir()))
+    assert (said.stdout, said.stderr, said.returncode) == ("", "", 0)
+    said = analyze("verify", "--user", *sorted((installed.parent / "user").iterdir()))
     assert (said.stdout, said.stderr, said.returncode) == ("", "", 0)
 
 
@@ -112,5 +122,6 @@ def test_units_come_with_the_package():
 
     project = Path(units.__file__).parent.parent.parent / "pyproject.toml"
     data = tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]
-    assert "systemd/*" in data["kitfs"]
+    assert {"systemd/*", "systemd/user/*"} <= set(data["kitfs"])
     assert {name for name, _ in units.iter_units()} == NAMES
+    assert {name for name, _ in units.iter_units(users=True)} == USER_NAMES

@@ -27,17 +27,24 @@ ENVIRONMENT = {"PATH": f"{WHERE}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/r
 
 FSTAB = """
 packed:1 /mnt/fstab kitfs ro,_netdev,nofail,x-systemd.requires=kitfs.socket 0 0
+kitfs /mnt/all kitfs ro,all,_netdev,x-systemd.requires=kitfs.socket 0 0
 """
+
+PYTHONS = (f"/usr/bin/python3.{sys.version_info.minor}", sys.executable)
+"""One that every user can run comes first."""
 
 PREPARE = textwrap.dedent(f"""
     set -eu
-    {sys.executable} -m venv {WHERE}
+    for python in {" ".join(PYTHONS)}; do
+        ! "$python" -c 'import ensurepip' || break
+    done
+    "$python" -m venv {WHERE}
     echo {WHERE}/packages >"$(echo {WHERE}/lib/python3.*/site-packages)/packages.pth"
     {WHERE}/bin/python -m pip --quiet --disable-pip-version-check \\
         install --ignore-installed --no-deps --no-index /opt/*.whl
     kitfs doctor --install-units
     systemctl enable remote-fs.target kitfs.socket kitfs.service kitfs-gc.timer kitfs-scrub.timer
-    mkdir -p /srv/kit /mnt/fstab /etc/kitfs/mounts
+    mkdir -p /srv/kit /mnt/fstab /mnt/all /etc/kitfs/mounts
     cd /srv/kit
     printf 'manifestVersion: 1.0.0\\npackage: {{name: t}}\\nmodel: {{name: m, path: weights.bin}}\\n' >Kitfile
     head -c 8388608 /dev/urandom >weights.bin
@@ -154,7 +161,8 @@ class Booted:
             while "READY" not in said:
                 said |= dict(line.split("=", 1) for line in listener.recv(4096).decode().splitlines() if line)
             self.leader = int(said["X_NSPAWN_LEADER_PID"])
-        assert self.run("systemctl", "is-system-running", "--wait") == "running\n", self.run("systemctl", "--failed")
+        assert self.run("systemctl", "is-system-running", "--wait") == "running\n"
+        assert b"cycle" not in (self.folder / "console").read_bytes()
 
     def wait_for_end(self) -> None:
         """Wait until it is off."""
@@ -192,6 +200,19 @@ class Booted:
     def main_pid(self) -> int:
         """The daemon's pid there; 0 for none."""
         return int(self.show("kitfs.service", "MainPID"))
+
+    @contextlib.contextmanager
+    def service(self, drop_in: str) -> Iterator[None]:
+        """The service, restarted with more settings, until the block ends."""
+        file = self.root / "etc/systemd/system/kitfs.service.d/test.conf"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(drop_in)
+        self.run("systemctl", "daemon-reload")
+        self.run("systemctl", "restart", "kitfs.service")
+        yield
+        file.unlink()
+        self.run("systemctl", "daemon-reload")
+        self.run("systemctl", "restart", "kitfs.service")
 
     @contextlib.contextmanager
     def reading(self, *places: str) -> Iterator[Readers]:
