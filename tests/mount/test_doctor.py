@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import kitfs
+from kitfs import mounting
 from kitfs.cli import checkup
 from kitfs.control import FUSE_DEVICE
 
@@ -72,6 +73,17 @@ def test_dead_mount_and_what_is_wanted_are_named(machine, wait_for_end):
     }
     machine.run(*wanted["mend"].split()[1:])
     assert ask(machine)["wanted"]["state"] == "ok"
+
+
+def test_dead_mount_of_no_session_is_a_warning(machine):
+    """One that a killed client left: it may be another store's, so exit code 0; the line clears it."""
+    place = machine.folder / "left"
+    place.mkdir()
+    os.close(mounting.mount_device(place, mounting.mount_options("a:1", allow_other=False)))
+    found = ask(machine)["mounts"]
+    assert found["state"] == "warn" and str(place) in found["detail"]
+    machine.run("umount", place)
+    assert str(place) not in ask(machine)["mounts"]["detail"]
 
 
 def test_slow_read_ahead_is_named(machine):
