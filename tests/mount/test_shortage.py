@@ -62,6 +62,17 @@ class Group:
         (self.folder / "cgroup.procs").write_text(str(pid))
 
 
+def _make(folder: Path, limit: str) -> bool:
+    try:
+        folder.mkdir()
+    except OSError:
+        return False
+    if not (folder / limit).exists():
+        folder.rmdir()
+        return False
+    return True
+
+
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[Group]:
     """A control group of memory, of version 1 or 2."""
@@ -70,18 +81,11 @@ def group(tmp_path: Path) -> Iterator[Group]:
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.oom_control"),
         ("/sys/fs/cgroup", "memory.max", "memory.events"),
     ]
-    for top, limit, events in versions:
-        folder = Path(top, name)
-        try:
-            folder.mkdir()
-        except OSError:
-            continue
-        if (folder / limit).exists():
-            break
-        folder.rmdir()
-    else:
+    made = [Group(Path(top, name), limit, events) for top, limit, events in versions if _make(Path(top, name), limit)]
+    if not made:
         pytest.skip("no control group of memory can be made here")
-    yield Group(folder, limit, events)
+    yield made[0]
+    folder = made[0].folder
     outside = folder.parent / "cgroup.procs"
     for pid in (folder / "cgroup.procs").read_text().split():
         outside.write_text(pid)
