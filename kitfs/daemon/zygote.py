@@ -7,6 +7,7 @@ children (the workers) outlive it: they are then the daemon's to reap. It keeps 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import logging
@@ -149,6 +150,7 @@ def main(arguments: list[str]) -> None:
 
     gc.collect()
     gc.freeze()
+    ctypes.CDLL(None).malloc_trim(0)  # a free block of its heap would be LMDB's buffer in each child: 2 MiB to copy
     with socket.socket(fileno=int(arguments[0])) as daemon:
         Zygote(daemon).run()
 

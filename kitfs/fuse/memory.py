@@ -74,6 +74,9 @@ class SessionHeader(msgspec.Struct, frozen=True):
     began_s: float
 
 
+_HEADER = msgspec.json.Decoder(SessionHeader)
+
+
 class SessionMemory:
     """A session's memory, mapped.
 
@@ -190,4 +193,4 @@ def _read_header(descriptor: int) -> SessionHeader:
         raise MemoryUnusable("the descriptor is no session's memory: it does not begin like one")
     if version != _VERSION:
         raise MemoryUnusable(f"a session's memory of version {version}, this program knows {_VERSION}")
-    return msgspec.json.decode(os.pread(descriptor, length, _JSON_AT), type=SessionHeader)
+    return _HEADER.decode(os.pread(descriptor, length, _JSON_AT))

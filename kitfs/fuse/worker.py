@@ -53,8 +53,12 @@ from kitfs.transfer.kit_refresh import is_import_due
 log = logging.getLogger(__name__)
 
 _QUESTION_SIZE_MAX = 4096
+_ORDER: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
 _QUESTIONS = ("probe", "stats")
 _WARM_AFTER_S = 0.05
+_WARM_SUCCESSOR_AFTER_S = 1.0
+"""A successor has readers that wait for it already, and other successors beside it that start."""
+
 _FAILED = 70
 """Exit code of a worker that could not serve (EX_SOFTWARE, sysexits.h)."""
 
@@ -99,7 +103,7 @@ def receive_order(connection: socket.socket) -> tuple[Order | None, list[int]]:
         raw, ancillary, _, _ = connection.recvmsg(DATAGRAM_SIZE_MAX, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None, []
-    return msgspec.json.decode(raw, type=Order) if raw else None, parse_descriptors(ancillary)
+    return _ORDER.decode(raw) if raw else None, parse_descriptors(ancillary)
 
 
 def _carry_out(store: Store, order: Order, descriptors: list[int], connection: socket.socket) -> None:
@@ -190,7 +194,7 @@ async def _serve(
 async def _warm(view: View, handover: Handover) -> None:
     """Read what the first reader would wait for, once the listing that ends a mount has had its time."""
     await handover.taken.wait()
-    await trio.sleep(_WARM_AFTER_S)
+    await trio.sleep(_WARM_SUCCESSOR_AFTER_S if handover.resend else _WARM_AFTER_S)
     try:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(view.warm)
