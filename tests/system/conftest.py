@@ -113,7 +113,7 @@ class Booted:
         self.folder, self.root = folder, folder / "root"
         self.leader = 0
         self._process: subprocess.Popen[bytes] | None = None
-        for name in ("root", "upper", "work"):
+        for name in ("root", "upper", "work", "store"):
             (folder / name).mkdir()
         layers = f"lowerdir=/,upperdir={folder / 'upper'},workdir={folder / 'work'}"
         subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", self.root], check=True)
@@ -124,13 +124,14 @@ class Booted:
         return [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--capability=all"),
             *(f"--directory={self.root}", "--bind=/dev/fuse", f"--bind-ro={packages}:{WHERE}/packages"),
+            f"--bind={self.folder / 'store'}:/var/lib/kitfs",  # on no overlay, where files could not be passed through
             *(f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()),
             *words,
         ]
 
     def prepare(self, wheel: Path) -> None:
         """Nothing that is enabled here is enabled there; kitfs is installed, when the machine boots at all."""
-        for name in ("etc/systemd/system", "etc/kitfs", "var/lib/kitfs", "opt", "mnt", "srv/kit", "root/.config/kitfs"):
+        for name in ("etc/systemd/system", "etc/kitfs", "opt", "mnt", "srv/kit", "root/.config/kitfs"):
             shutil.rmtree(self.root / name, ignore_errors=True)
         for folder in self.root.glob("etc/rc?.d"):
             shutil.rmtree(folder)
