@@ -69,7 +69,7 @@ def test_mount_unit_mounts_for_everybody_and_unmounts(booted):
     booted.run("systemctl", "start", "kitfs-mount@mnt-unit")
     check_shown(booted, "/mnt/unit")
     assert ".kitfs" not in booted.run("ls", "-A", "/mnt/unit")
-    booted.run("systemctl", "restart", "kitfs.service")
+    booted.run("systemctl", "restart", "kitfs.socket", "kitfs.service")
     check_shown(booted, "/mnt/unit")
     booted.run("systemctl", "stop", "kitfs-mount@mnt-unit")
     booted.run("findmnt", "/mnt/unit", status=1)
