@@ -151,6 +151,7 @@ def main(arguments: list[str]) -> None:
     gc.collect()
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)  # a free block of its heap would be LMDB's buffer in each child: 2 MiB to copy
+    os.set_inheritable(int(arguments[0]), False)
     with socket.socket(fileno=int(arguments[0])) as daemon:
         Zygote(daemon).run()
 
