@@ -17,10 +17,11 @@ looked at, which is at its third delivery; for a minute, then it is tried again,
 
 *Innocents.* Others are in hand when a killer kills, and the next worker may have both in hand too. So what has a score
 of 2 or more runs alone: it waits until nothing else is in hand, and what comes waits for it. If its worker dies, it is
-blamed and nobody else. After a mere kill (score 1) all go on side by side, since running alone would slow down every
-reader after each kill; it takes two kills in the middle of one request before that runs alone, and two more in those
-milliseconds before it gets EIO. Waiting is bounded (``PATIENCE_S``): one that is only slow stops being alone. After an
-EIO the kernel asks again by smaller READs; those that overlap a convicted one run alone, and one fault convicts them.
+blamed and nobody else; and nobody is convicted for a death at which others were in hand too. After a mere kill (score
+1) all go on side by side, since running alone would slow down every reader after each kill; it takes two kills in the
+middle of one request before that runs alone, and two more in those milliseconds before it gets EIO. Waiting is bounded
+(``PATIENCE_S``): one that is only slow stops being alone. After an EIO the kernel asks again by smaller READs; those
+that overlap a convicted one run alone, and one fault convicts them.
 
 Used by ``kitfs.fuse.guard``. All on the trio thread; no checkpoint but where one waits as above.
 """
@@ -47,6 +48,8 @@ PATIENCE_S = 1.0
 
 KILL_WEIGHT = 1
 FAULT_WEIGHT = 2
+STALE_S = 600.0
+"""A suspect that nobody has asked for again in so long is no suspect for the next worker: its reader is gone."""
 
 Key = tuple[int, int, int, int]
 """Handler, inode, and two numbers more; of a READ offset and size."""
@@ -107,7 +110,7 @@ class Deliveries:
         for number in range(SUSPECTS_MAX):
             place = _SUSPECTS_AT + number * _SUSPECT.size
             score, *key, blamed_s = _SUSPECT.unpack_from(self._room, place)
-            if score:
+            if score and time.monotonic() - blamed_s < STALE_S:
                 yield (key[0], key[1], key[2], key[3]), Suspect(score, blamed_s, place)
 
     def blame(self, weight: int) -> int:
@@ -122,18 +125,19 @@ class Deliveries:
             self._room[place] = _FREE  # a death from here on loses the blame, and does not double it
             if how in found:
                 found[how].append((key[0], key[1], key[2], key[3]))
-        for blamed in found[_BY_ITSELF] or found[_BESIDE]:
-            if weight:
-                self._accuse(blamed, weight)
+        blamed = set(found[_BY_ITSELF] or found[_BESIDE])  # two processes may ask the same
+        for one in blamed if weight else ():
+            self._accuse(one, weight, CONVICTED if len(blamed) == 1 else CONVICTED - 1)
         self.is_calm = not self._suspects
         return len(found[_BESIDE]) + len(found[_BY_ITSELF])
 
-    def _accuse(self, key: Key, weight: int) -> None:
+    def _accuse(self, key: Key, weight: int, score_max: int = CONVICTED) -> None:
         known = self._suspects.get(key)
-        score = weight if known is None else min(known.score, CONVICTED) + weight
+        before = 0 if known is None else known.score
         place = self._find_room() if known is None else known.place
-        suspect = self._suspects[key] = Suspect(score, time.monotonic(), place)
-        _SUSPECT.pack_into(self._room, place, score, *key, suspect.blamed_s)
+        suspect = Suspect(max(before, min(before + weight, score_max)), time.monotonic(), place)
+        self._suspects[key] = suspect
+        _SUSPECT.pack_into(self._room, place, suspect.score, *key, suspect.blamed_s)
 
     def _find_room(self) -> int:
         """A free entry, or that of whatever was not blamed for longest."""
@@ -170,21 +174,19 @@ class Deliveries:
         if suspect is None and self._is_within_convicted(key):
             self._accuse(key, ALONE)
             suspect = self._suspects[key]
-        place = -1
+        must_be_alone = suspect is not None and suspect.score >= ALONE
+        if not must_be_alone and self._gate is None:
+            return self.begin(key)
         with trio.CancelScope(shield=True):
-            if suspect is not None and suspect.score >= ALONE:
-                place = await self._begin_alone(key)
-            else:
-                await self._wait_for_gate()
-                place = self.begin(key)
-        return place
+            await (self._close_gate() if must_be_alone else self._wait_for_gate())
+        return self._begin_alone(key) if must_be_alone else self.begin(key)
 
     def _is_within_convicted(self, key: Key) -> bool:
         handler, inode, start, size = key
         return any(
             other[:2] == (handler, inode) and other[2] < start + size and start < other[2] + other[3]
-            for other, suspect in self._suspects.items()
-            if handler == READ and suspect.score >= CONVICTED
+            for other, suspect in (self._suspects.items() if handler == READ else ())
+            if suspect.score >= CONVICTED
         )
 
     def is_convicted(self, key: Key) -> bool:
@@ -193,29 +195,30 @@ class Deliveries:
         return suspect is not None and suspect.is_convicted()
 
     async def _wait_for_gate(self) -> None:
-        gate = self._gate
-        if gate is not None:
-            with trio.move_on_after(PATIENCE_S):
-                await gate.wait()
-            if self._gate is gate:
-                self._open_gate()
+        """Wait until nothing is alone, or wants to be; then it is so, if need be by force."""
+        with trio.move_on_after(PATIENCE_S):
+            while self._gate is not None:
+                await self._gate.wait()
+        self._open_gate()
 
-    async def _begin_alone(self, key: Key) -> int:
-        while self._gate is not None:
-            await self._wait_for_gate()
-        gate = self._gate = trio.Event()
+    async def _close_gate(self) -> None:
+        """Wait until nothing is in hand, and let nothing begin meanwhile; the gate is open when that takes too long."""
+        await self._wait_for_gate()
+        self._gate = trio.Event()
         self.is_calm = False
         if len(self._free) < SLOTS:
-            drained = self._drained = trio.Event()
+            self._drained = trio.Event()
             with trio.move_on_after(PATIENCE_S):
-                await drained.wait()
+                await self._drained.wait()
             self._drained = None
-        is_alone = self._gate is gate and len(self._free) == SLOTS
+
+    def _begin_alone(self, key: Key) -> int:
+        is_alone = self._gate is not None and self._alone < 0 and len(self._free) == SLOTS
         place = self.begin(key)
         if is_alone:
             self._room[place] = _BY_ITSELF
             self._alone = place
-        elif self._gate is gate:
+        else:
             self._open_gate()
         return place
 
