@@ -18,6 +18,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 
@@ -25,6 +26,7 @@ from kitfs.calls import Lack
 from kitfs.daemon.forker import Forker, adopt_orphans
 from kitfs.daemon.logfile import keep_log_bounded
 from kitfs.daemon.overview import Overview
+from kitfs.daemon.reach import wait_until_lost
 from kitfs.daemon.server import Server
 from kitfs.daemon.systemd import Supervisor
 from kitfs.daemon.table import Table
@@ -122,6 +124,8 @@ async def _serve(plan: Plan, listener: socket.socket, metrics: socket.socket | L
                 nursery.start_soon(_end_when_idle, plan, table, stop)
             if plan.supervisor:
                 nursery.start_soon(_report, plan.supervisor, forker)
+            if plan.supervisor.listener < 0:
+                nursery.start_soon(_end_when_lost, plan, table, stop)
         outer.cancel_scope.cancel()
     log.info("the daemon ends")
 
@@ -143,10 +147,24 @@ async def _obey_signals(plan: Plan, table: Table, stop: Callable[[], None]) -> N
             log.info("signal %d", number)
             plan.supervisor.tell("STOPPING=1")
             if plan.supervisor and number == signal.SIGTERM and len(table):
-                log.info("the daemon ends; %d mount(s) are served on", len(table))
-                logging.shutdown()
-                os._exit(0)
+                _leave(table)
             stop()
+
+
+def _leave(table: Table) -> NoReturn:
+    """End at once, with all workers going on."""
+    log.info("the daemon ends; %d mount(s) are served on", len(table))
+    logging.shutdown()
+    os._exit(0)
+
+
+async def _end_when_lost(plan: Plan, table: Table, stop: Callable[[], None]) -> None:
+    """Make room for the daemon that commands will find, once they do not find this one any more."""
+    await wait_until_lost(plan.socket)
+    log.info("%s is not this daemon's socket any more", plan.socket)
+    if len(table):
+        _leave(table)
+    stop()
 
 
 async def _end_when_idle(plan: Plan, table: Table, stop: Callable[[], None]) -> None:

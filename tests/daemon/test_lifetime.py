@@ -29,7 +29,7 @@ def test_of_many_commands_at_once_one_starts_the_daemon(home, stopped_after):
 
 
 def test_a_daemon_is_detached_from_whoever_started_it(daemon):
-    """Own session, folder ``/``, no descriptor beside its own, log beside the socket."""
+    """Own session, folder ``/``, no descriptor beside its own; log beside the socket, whose folder it watches."""
     pid = daemon.ping().pid
     assert os.getsid(pid) == pid
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
@@ -39,7 +39,7 @@ def test_a_daemon_is_detached_from_whoever_started_it(daemon):
             targets.append(str(Path(f"/proc/{pid}/fd/{number}").readlink()))
     files = [target for target in targets if target.startswith("/") and not target.startswith("/dev/null")]
     log = str(daemon.path.with_suffix(".log"))
-    assert sorted(set(files)) == sorted({log, str(Path(daemon.ping().home))})
+    assert sorted(set(files)) == sorted({log, str(daemon.path.parent), str(Path(daemon.ping().home))})
 
 
 def test_descriptors_of_a_command_are_not_inherited(home, stopped_after):

@@ -215,6 +215,20 @@ def test_a_restart_of_the_service_is_not_noticed(machine, weights, wait_for_end)
     assert machine.mounts() == []
 
 
+def test_daemon_that_nobody_finds_makes_room(machine, weights, wait_for_end):
+    """Its socket is removed or replaced: it ends, its mount is served on, and the store is free for the next daemon."""
+    place = machine.mount()
+    for replace in (False, True):
+        path, daemon = machine.client.path, machine.client.ping().pid
+        path.unlink()
+        if replace:
+            path.touch()
+        wait_for_end(daemon)
+        path.unlink(missing_ok=True)
+        assert (place / "weights.bin").read_bytes() == weights
+        machine.run("daemon")
+
+
 def test_umount_all_clears_what_nobody_serves(machine, wait_for_end):
     """Daemon, zygote and workers were killed at once: no daemon knows of the mount, and it goes all the same."""
     machine.mount()

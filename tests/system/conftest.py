@@ -122,6 +122,7 @@ class Booted:
         """The command line of systemd-nspawn."""
         packages = sysconfig.get_paths()["platlib"]
         return [
+            *("setpriv", "--pdeathsig", "TERM", "--"),  # should the tests be killed
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--capability=all"),
             *(f"--directory={self.root}", "--bind=/dev/fuse", f"--bind-ro={packages}:{WHERE}/packages"),
             f"--bind={self.folder / 'store'}:/var/lib/kitfs",  # on no overlay, where files could not be passed through

@@ -130,6 +130,18 @@ def test_stopped_service_is_in_nobodys_way(booted, place):
     check_shown(booted, mount)
 
 
+def test_service_takes_over_from_a_command_s_daemon(booted, place):
+    """Units that are started where a command had started a daemon: its mounts go on, and the service serves."""
+    booted.run("systemctl", "stop", "kitfs.socket", "kitfs.service")
+    mount = place("a")
+    assert booted.main_pid() == 0 and mount in shown(booted)
+    with booted.reading(mount) as readers:
+        booted.run("systemctl", "start", "kitfs.socket", "kitfs.service")
+        assert booted.main_pid() != 0
+        readers.next()
+    place("b")
+
+
 def test_socket_starts_the_service(booted):
     """A command that finds no daemon running is answered by one that systemd starts for it."""
     booted.run("systemctl", "stop", "kitfs.service")
