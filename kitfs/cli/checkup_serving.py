@@ -98,13 +98,14 @@ def check_dead(settings: Settings, served: Sequence[MountState]) -> Finding:
 
     A mount of another store, or whose session was collected, is none of ours: a warning, since others may see to it.
     """
-    ours = {Path(one.mountpoint) for one in complete(settings, served) if one.state == DEAD}
+    ours = {Path(one.mountpoint): one.reason for one in complete(settings, served) if one.state == DEAD}
     overlays = {overlay.lower: overlay.mount.mountpoint for overlay in mountinfo.find_overlays()}
     mounts = {overlays.get(mount.mountpoint, mount.mountpoint): mount for mount in mounting.find_mounts()}
     others = {place for place, mount in mounts.items() if place not in ours and mounting.is_dead(mount.mountpoint)}
     if ours or others:
         dead = sorted(ours or others)
-        detail = f"nobody serves {', '.join(map(str, dead))}" + ("" if ours else ", which no session here is of")
+        why = f" ({ours[dead[0]]})" if ours and ours[dead[0]] else "" if ours else ", which no session here is of"
+        detail = f"nobody serves {', '.join(map(str, dead))}{why}"
         return Finding("mounts", "fail" if ours else "warn", detail, f"kitfs umount {shlex.quote(str(dead[0]))}")
     waiting = [one for one in served if one.state == "starting"]
     if waiting:
