@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kitfs import client
+from kitfs.control import socket_path
 from kitfs.daemon.logfile import bound_log, log_path
 
 
@@ -67,6 +68,7 @@ def test_a_daemon_in_the_foreground_says_each_thing_once(home: Path, runtime: Pa
     with subprocess.Popen([*command, "--log-level", "info"], stderr=subprocess.PIPE, text=True) as daemon:
         assert daemon.stderr is not None
         lines = [json.loads(daemon.stderr.readline())]
+        client.Client(socket_path(home)).ping()  # it hears signals by then
         daemon.terminate()
         lines += [json.loads(line) for line in daemon.stderr]
     said = [line["message"] for line in lines]
