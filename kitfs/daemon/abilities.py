@@ -1,7 +1,8 @@
 """Whether files can be passed through to readers here (fuse.md 3): what is missing, and the line that mends it.
 
 Asked of the daemon by ``kitfs.daemon.overview``, and by ``kitfs doctor`` where none runs. Looks at ``/proc`` and at
-what is installed; imports neither trio nor pyfuse3. Of a store that lies on a stacked file system only an open can tell.
+what is installed; imports neither trio nor pyfuse3. Whether a store lies on a stacked file system
+only an open can tell.
 """
 
 from __future__ import annotations
