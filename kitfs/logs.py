@@ -130,17 +130,20 @@ class _StderrHandler(logging.Handler):
 
 
 def configure(formatter: logging.Formatter, level: str, *, logger: str | None = None) -> None:
-    """Log on standard error from now on, in place of what was set here before.
+    """Log on standard error from now on, in place of what was set here before, for whichever logger.
 
     Args:
         formatter: The form.
         level: A key of ``LEVELS``.
         logger: Of which logger; None for all that is logged in this process.
     """
+    for name in (None, "kitfs"):
+        before = logging.getLogger(name)
+        ours = [handler for handler in before.handlers if isinstance(handler, _StderrHandler)]
+        for handler in ours:
+            before.removeHandler(handler)
+            before.setLevel(logging.NOTSET if name else logging.WARNING)
     target = logging.getLogger(logger)
-    for handler in [*target.handlers]:
-        if isinstance(handler, _StderrHandler):
-            target.removeHandler(handler)
     handler = _StderrHandler()
     handler.setFormatter(formatter)
     target.addHandler(handler)

@@ -17,6 +17,7 @@ from kitfs.cli.mounts import has_wanted
 from kitfs.cli.ps import DEAD, complete
 from kitfs.cli.settings import Settings
 from kitfs.control import ControlConnection, DaemonUnreachable, SocketUntrusted, socket_path
+from kitfs.daemon.abilities import MENDS, NO_PRIVILEGE, find_obstacle
 from kitfs.errors import KitfsError
 
 REPLACE = "kitfs daemon --replace"
@@ -54,12 +55,13 @@ def _find_listener(path: Path) -> int:
 
 
 def check_passthrough(status: StatusAnswer | None) -> Finding:
-    """Whether files that are plain in the store are read without a worker."""
-    if status is None:
-        return Finding("passthrough", "ok", "the daemon says, once one runs")
-    if status.passthrough:
-        return Finding("passthrough", "ok", f"off: {status.passthrough}")
-    return Finding("passthrough", "ok", "native files cost what local files cost")
+    """Whether files that are plain in the store are read without a worker; of the daemon when one runs."""
+    obstacle = find_obstacle() if status is None else status.passthrough
+    if not obstacle:
+        return Finding("passthrough", "ok", "native files cost what local files cost")
+    if obstacle == NO_PRIVILEGE and os.geteuid() != 0:
+        return Finding("passthrough", "ok", "workers serve all that users mount: it needs root")
+    return Finding("passthrough", "warn", f"native files are served by workers: {obstacle}", MENDS.get(obstacle, ""))
 
 
 def check_sockets(settings: Settings) -> Finding:
@@ -98,13 +100,14 @@ def check_dead(settings: Settings, served: Sequence[MountState]) -> Finding:
 
     A mount of another store, or whose session was collected, is none of ours: a warning, since others may see to it.
     """
-    ours = {Path(one.mountpoint) for one in complete(settings, served) if one.state == DEAD}
+    ours = {Path(one.mountpoint): one.reason for one in complete(settings, served) if one.state == DEAD}
     overlays = {overlay.lower: overlay.mount.mountpoint for overlay in mountinfo.find_overlays()}
     mounts = {overlays.get(mount.mountpoint, mount.mountpoint): mount for mount in mounting.find_mounts()}
     others = {place for place, mount in mounts.items() if place not in ours and mounting.is_dead(mount.mountpoint)}
     if ours or others:
         dead = sorted(ours or others)
-        detail = f"nobody serves {', '.join(map(str, dead))}" + ("" if ours else ", which no session here is of")
+        why = f" ({ours[dead[0]]})" if ours and ours[dead[0]] else "" if ours else ", which no session here is of"
+        detail = f"nobody serves {', '.join(map(str, dead))}{why}"
         return Finding("mounts", "fail" if ours else "warn", detail, f"kitfs umount {shlex.quote(str(dead[0]))}")
     waiting = [one for one in served if one.state == "starting"]
     if waiting:

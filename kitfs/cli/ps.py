@@ -40,7 +40,16 @@ def ps(settings: Settings) -> None:
             print_result(state.session)
     else:
         headers = ["REFERENCE", "DIRECTORY", "MODE", "WANTED", "PID", "UPTIME", "READ", "STATE", "NATIVE"]
-        print_table(headers, [_row(state) for state in states])
+        print_table(*with_reasons(headers, [_row(state) for state in states], states))
+
+
+def with_reasons(
+    headers: list[str], rows: list[list[str]], states: Sequence[MountState]
+) -> tuple[list[str], list[list[str]]]:
+    """A table of mounts, with a column more when any has a reason for its state."""
+    if not any(state.reason for state in states):
+        return headers, rows
+    return [*headers, "WHY"], [[*row, state.reason] for row, state in zip(rows, states, strict=True)]
 
 
 def complete(settings: Settings, served: Sequence[MountState]) -> list[MountState]:
@@ -113,14 +122,9 @@ def _row(state: MountState) -> list[str]:
         str(state.pid or "-"),
         format_duration(int(state.uptime_s)),
         format_size(state.bytes_read),
-        format_state(state),
+        state.state,
         f"{int(state.native * 100)}%",
     ]
-
-
-def format_state(state: MountState) -> str:
-    """The state, with its reason where it has one."""
-    return f"{state.state} ({state.reason})" if state.reason else state.state
 
 
 def format_duration(seconds: int) -> str:

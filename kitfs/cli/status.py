@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from kitfs.cli.output import encode_table, format_size, print_json, print_result
-from kitfs.cli.ps import complete, format_duration
+from kitfs.cli.ps import complete, format_duration, with_reasons
 from kitfs.cli.settings import Settings, verb
 from kitfs.errors import KitfsError, UsageError
 
@@ -213,7 +213,6 @@ def _format_mounts(report: Report) -> str:
 def _mount_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """Headers and cells of the mounts; rates and reasons only where there are any."""
     rated = ["READS/S", "READ/S"] if report.rates else []
-    reasoned = ["WHY"] if any(one.reason for one in report.mounts) else []
     headers = ["REFERENCE", "DIRECTORY", "STATE", "NATIVE", *rated, "READ", "SPANS", "UPTIME", "RESTARTS", "PID"]
     rows = []
     for one in report.mounts:
@@ -221,9 +220,8 @@ def _mount_rows(report: Report) -> tuple[list[str], list[list[str]]]:
         row = [one.reference, one.mountpoint, one.state, f"{int(one.native * 100)}%"]
         row += [f"{rates.reads:.0f}", format_size(int(rates.size))] if rated else []
         row += [format_size(one.bytes_read), str(one.spans_decoded), format_duration(int(one.uptime_s))]
-        row += [str(one.restarts), str(one.pid or "-")]
-        rows.append([*row, one.reason] if reasoned else row)
-    return [*headers, *reasoned], rows
+        rows.append([*row, str(one.restarts), str(one.pid or "-")])
+    return with_reasons(headers, rows, report.mounts)
 
 
 def _format_store(report: Report) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kitfs import __version__
 from kitfs.calls import Lack, StatusAnswer
+from kitfs.daemon.abilities import MENDS, NO_PRIVILEGE, find_obstacle
 from kitfs.daemon.forker import Forker
 from kitfs.daemon.table import Table
 
@@ -38,8 +39,11 @@ class Overview:
         answer = StatusAnswer(__version__, os.getpid(), os.fspath(self.home), os.fspath(self._socket), self._started_s)
         answer.mounts = await self._table.states()
         answer.zygote, answer.zygote_restarts = self._forker.zygote_pid, self._forker.zygote_restarts
-        answer.passthrough = "this kitfs passes no files through"
+        answer.passthrough = find_obstacle()
         answer.metrics, answer.degraded = self.metrics, [*self.lacks]
+        if answer.passthrough == NO_PRIVILEGE and os.geteuid() == 0:  # of a daemon that a worker has started
+            what = "the daemon has no CAP_SYS_ADMIN, so files that are opened from now on are not passed through"
+            answer.degraded.append(Lack(what, MENDS[NO_PRIVILEGE]))
         if not answer.zygote:
             answer.degraded.append(Lack("there is no zygote, so no worker can be replaced; the daemon's log says why"))
         return answer

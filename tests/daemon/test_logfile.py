@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kitfs import client
+from kitfs.control import socket_path
 from kitfs.daemon.logfile import bound_log, log_path
 
 
@@ -56,3 +59,18 @@ def test_daemon_and_children_log_as_their_environment_says(home: Path, runtime: 
     assert {line["process"] for line in lines} >= {"kitfs-daemon"}
     assert any("zygote" in line["message"] and line["level"] == "warn" for line in lines)
     assert lines[-1]["message"] == "the daemon ends"
+
+
+def test_a_daemon_in_the_foreground_says_each_thing_once(home: Path, runtime: Path, stopped_after):
+    """On its standard error, in the form and from the level of the command's own flags."""
+    script = "from kitfs.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "--home", str(home), "daemon", "--foreground", "--log-format", "json"]
+    with subprocess.Popen([*command, "--log-level", "info"], stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stderr is not None
+        lines = [json.loads(daemon.stderr.readline())]
+        client.Client(socket_path(home)).ping()  # it hears signals by then
+        daemon.terminate()
+        lines += [json.loads(line) for line in daemon.stderr]
+    said = [line["message"] for line in lines]
+    assert said[0].startswith("listening at ") and said[-1] == "the daemon ends"
+    assert len(said) == len(set(said))

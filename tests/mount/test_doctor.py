@@ -15,8 +15,11 @@ import kitfs
 from kitfs import mounting
 from kitfs.cli import checkup
 from kitfs.control import FUSE_DEVICE
+from kitfs.daemon import abilities
 
 pytestmark = pytest.mark.mount
+KERNEL = ("kernel", "passthrough")
+"""What only another kernel mends."""
 
 
 def ask(machine, *, status: int = 0) -> dict[str, dict[str, str]]:
@@ -29,7 +32,7 @@ def test_machine_that_works_is_found_well(machine):
     found = ask(machine)
     assert "fail" not in {one["state"] for one in found.values()}
     assert found["daemon"]["detail"].startswith("none runs")
-    assert all(one["mend"] for one in found.values() if one["state"] == "warn" and one["check"] != "kernel")
+    assert all(one["mend"] for one in found.values() if one["state"] == "warn" and one["check"] not in KERNEL)
     lines = machine.run("doctor").stdout.splitlines()
     assert lines[0].split() == ["CHECK", "STATE", "DETAIL", "WHAT", "MENDS", "IT"]
     assert [line.split()[0] for line in lines[1:]] == list(found)
@@ -268,3 +271,34 @@ def test_device_that_a_user_may_not_open_is_named(as_nobody):
     assert "fail" in said and "mode 600" in said and f"sudo chmod 666 {device}" in said
     device.chmod(0o666)
     assert " ok " in as_nobody.python(script, device)
+
+
+def test_passthrough_that_is_switched_off_is_named(machine):
+    """Of the daemon, which may have been started otherwise than this command; of this one when none runs."""
+    found = ask(machine)["passthrough"]
+    machine.environment["KITFS_NO_PASSTHROUGH"] = "1"
+    off = ask(machine)["passthrough"]
+    assert off["state"] == "warn" and "KITFS_NO_PASSTHROUGH=1" in off["detail"] and "unset" in off["mend"]
+    machine.run("daemon")
+    del machine.environment["KITFS_NO_PASSTHROUGH"]
+    assert ask(machine)["passthrough"] == off
+    assert "off: KITFS_NO_PASSTHROUGH=1" in machine.run("status").stdout
+    machine.run("daemon", "stop")
+    assert ask(machine)["passthrough"] == found
+
+
+def test_daemon_without_privilege_lacks_passthrough(machine):
+    """One of root that a worker has started has no capabilities: it serves, and says what mends it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not abilities.is_built():
+        pytest.skip("the extension is not built")
+    machine.prefix = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all"]
+    machine.run("daemon")
+    machine.prefix = []
+    report = json.loads(machine.run("status", "--format", "json").stdout)["daemon"]
+    assert "CAP_SYS_ADMIN" in report["passthrough"]
+    assert [lack["mend"] for lack in report["degraded"]] == ["kitfs daemon --replace"]
+    found = ask(machine)
+    assert found["daemon"]["state"] == found["passthrough"]["state"] == "warn"
+    assert found["daemon"]["mend"] == found["passthrough"]["mend"] == "kitfs daemon --replace"
