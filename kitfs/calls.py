@@ -87,7 +87,7 @@ class WaitEndedAnswer(msgspec.Struct):
 
 
 class MountState(msgspec.Struct):
-    """One mount as ``List`` shows it; the counters are those of all its workers, as far as they were asked.
+    """One mount as ``List`` shows it; the counters are those of all its workers.
 
     Attributes:
         state: ``lazy``, ``partial`` or ``native``; ``starting`` while no worker answers. Of what nobody serves
@@ -97,6 +97,7 @@ class MountState(msgspec.Struct):
         wanted: Whether it is mounted again after a reboot.
         spans_decoded: Spans of compressed layers that have been decoded, of about 512 KiB.
         opens: Files opened.
+        lookups: Names looked up.
         errors: Requests that failed because something is broken.
         reason: Why it is in its state, where that is not plain: of ``starting`` why no worker serves it.
     """
@@ -116,6 +117,7 @@ class MountState(msgspec.Struct):
     is_writable: bool = False
     wanted: bool = False
     opens: int = 0
+    lookups: int = 0
     errors: int = 0
     reason: str = ""
 

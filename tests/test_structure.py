@@ -152,6 +152,24 @@ def test_document_names_exist(path: Path):
             assert any(f"def {span}(" in source.read_text() for source in SOURCES), f"{path.name} names {span}"
 
 
+def iter_rows(text: str) -> Iterator[list[str]]:
+    """Rows of a page's tables whose last column is headed ``test``, as cells."""
+    header: list[str] = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not cells or not header:
+            header = cells
+        elif header[-1] == "test" and not set(cells[0]) <= {"-"}:
+            yield cells
+
+
+def test_every_crash_point_has_a_test():
+    """Each row of the tables of crash points names at least one test (that it is there, the test above sees to)."""
+    rows = list(iter_rows((PROJECT / "docs" / "failures.md").read_text()))
+    assert len(rows) > 50
+    assert not [row for row in rows if not re.search(r"`test_\w+`", row[-1])]
+
+
 def test_version_is_said_once():
     """The version in pyproject.toml, in the package and at the top of the changelog are the same."""
     import tomllib

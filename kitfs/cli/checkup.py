@@ -183,10 +183,11 @@ def find_mountpoint(path: Path) -> Path:
 def check_registry(settings: Settings) -> Finding:
     """Where ModelKits come from: no registry is spoken to, so kit's storage is what can be looked at."""
     storage = settings.kitops_home
-    if storage.exists() and not os.access(storage, os.R_OK | os.X_OK):
+    is_there = os.path.isdir(storage)  # noqa: PTH112 - False where its folder can not be entered, Path.is_dir raises
+    if is_there and not os.access(storage, os.R_OK | os.X_OK):
         detail = f"kit's storage {storage} can not be read, so tags that kit moves are not noticed"
         return Finding("registry", "warn", detail, f"sudo chmod -R u+rX {storage}")
-    source = f"kit's storage {storage}" if storage.is_dir() else "kitfs import"
+    source = f"kit's storage {storage}" if is_there else "kitfs import"
     return Finding("registry", "ok", f"none is configured; ModelKits come from {source}")
 
 

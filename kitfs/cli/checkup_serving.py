@@ -94,18 +94,18 @@ def _is_stale(path: Path) -> bool:
 
 
 def check_dead(settings: Settings, served: Sequence[MountState]) -> Finding:
-    """Whether something is mounted that nobody will ever serve again, of whatever store."""
+    """Whether something is mounted that nobody will ever serve again.
+
+    A mount of another store, or whose session was collected, is none of ours: a warning, since others may see to it.
+    """
+    ours = {Path(one.mountpoint) for one in complete(settings, served) if one.state == DEAD}
     overlays = {overlay.lower: overlay.mount.mountpoint for overlay in mountinfo.find_overlays()}
-    dead = {
-        overlays.get(mount.mountpoint, mount.mountpoint)
-        for mount in mounting.find_mounts()
-        if mounting.is_dead(mount.mountpoint)
-    }
-    dead |= {Path(one.mountpoint) for one in complete(settings, served) if one.state == DEAD}
-    if dead:
-        places = ", ".join(map(str, sorted(dead)))
-        mend = f"kitfs umount {shlex.quote(str(min(dead)))}"
-        return Finding("mounts", "fail", f"nobody serves {places}", mend)
+    mounts = {overlays.get(mount.mountpoint, mount.mountpoint): mount for mount in mounting.find_mounts()}
+    others = {place for place, mount in mounts.items() if place not in ours and mounting.is_dead(mount.mountpoint)}
+    if ours or others:
+        dead = sorted(ours or others)
+        detail = f"nobody serves {', '.join(map(str, dead))}" + ("" if ours else ", which no session here is of")
+        return Finding("mounts", "fail" if ours else "warn", detail, f"kitfs umount {shlex.quote(str(dead[0]))}")
     waiting = [one for one in served if one.state == "starting"]
     if waiting:
         why = f" ({waiting[0].reason})" if waiting[0].reason else ""

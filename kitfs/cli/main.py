@@ -93,8 +93,11 @@ def _report(error: BaseException, settings: Settings, hint: str = "") -> None:
     report(str(error), getattr(error, "hint", "") or hint, trace)
 
 
-def _report_usage(error: click.ClickException, settings: Settings) -> None:
-    if settings.log_format == "json":
+def _report_usage(error: click.ClickException, settings: Settings, arguments: list[str]) -> None:
+    """Say what is wrong with a command line, whose options may not have been looked at."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    if settings.log_format == "json" or ("--log-format", "json") in pairs or "--log-format=json" in arguments:
+        speak("json")
         report(error.format_message())
     else:
         error.show()
@@ -111,8 +114,7 @@ def run(arguments: list[str]) -> int:
     try:
         result: Any = cli.main(args=arguments, prog_name="kitfs", standalone_mode=False, obj=settings)
     except click.ClickException as error:
-        speak(settings.log_format)
-        _report_usage(error, settings)
+        _report_usage(error, settings, arguments)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         report("interrupted")

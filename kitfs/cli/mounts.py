@@ -320,6 +320,7 @@ def daemon(settings: Settings, action: str | None, foreground: bool, metrics: st
     """
     from kitfs import client
     from kitfs.control import DaemonUnreachable
+    from kitfs.daemon.address import parse_address
 
     if action == "stop":
         if foreground or metrics is not None:
@@ -329,6 +330,8 @@ def daemon(settings: Settings, action: str | None, foreground: bool, metrics: st
             raise DaemonUnreachable("no daemon runs for this store")
         running.stop()
         return
+    if metrics is not None:
+        parse_address(metrics)
     settings.open_store().close()
     if foreground:
         from kitfs.daemon.main import serve

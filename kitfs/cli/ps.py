@@ -78,11 +78,12 @@ def iter_dead(home: Path, served: Sequence[MountState]) -> Iterator[MountState]:
 
     devices = {state.device for state in served}
     mounts = [mounted for mounted in mounting.find_mounts() if mounted.device not in devices]
-    if not mounts:
-        return
+    records = {path.stem for path in (home / "sessions").glob("*.json")}
+    if not mounts or records <= {state.session for state in served}:
+        return  # before the store is imported: 25 ms
     from kitfs.calls import MountState
     from kitfs.store.layout import Layout
-    from kitfs.store.sessions import iter_sessions
+    from kitfs.store.sessions import find_lost, iter_sessions
     from kitfs.store.wanted import is_wanted
 
     layout = Layout(home)
@@ -90,6 +91,7 @@ def iter_dead(home: Path, served: Sequence[MountState]) -> Iterator[MountState]:
         mounted = None if is_served else _find_mount(record, mounts)
         if mounted is not None and mounting.is_dead(mounted.mountpoint):
             state = MountState(record.id, record.mountpoint, record.reference, mounted.device, state=DEAD)
+            state.reason = find_lost(layout, record.id)
             state.is_writable, state.wanted = bool(record.staging), is_wanted(layout, record.id)
             yield state
 

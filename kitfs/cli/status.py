@@ -114,22 +114,24 @@ class Looker:
 @verb("status", short_help="Show daemon, mounts and store.",
       examples=["kitfs status", "kitfs status --watch", "kitfs status --format json"])  # fmt: skip
 @click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",
-              help="Time between two looks of --watch.")  # fmt: skip
-def status(settings: Settings, watch: bool, interval: float) -> int:
+@click.option("--interval", type=click.FloatRange(0.1, 3600), metavar="SECONDS",
+              help="Time between two looks of --watch (default: 1).")  # fmt: skip
+def status(settings: Settings, watch: bool, interval: float | None) -> int:
     """Show how the daemon is, what is mounted and what the store holds.
 
     Exit code 8 when no daemon answers; mounts that are dead or absent, and the store, are shown all the same.
     --watch redraws on a terminal and prints a line for each look otherwise, with --format json an object.
     With -q the sessions of what is not well are printed.
     """
+    if watch and settings.quiet:
+        raise UsageError("--watch goes without --quiet")
+    if interval is not None and not watch:
+        raise UsageError("--interval goes with --watch")
     looker = Looker(settings)
     if watch:
         from kitfs.cli.watching import watch_status
 
-        if settings.quiet:
-            raise UsageError("--watch goes without --quiet")
-        watch_status(settings, looker, interval)
+        watch_status(settings, looker, 1.0 if interval is None else interval)
         return 0
     report = looker.look()
     if settings.json:

@@ -18,6 +18,7 @@ from kitfs.errors import NotFoundError
 from kitfs.mountinfo import absolute
 
 UNIT_FOLDER = "etc/systemd/system"
+USER_FOLDER = "etc/systemd/user"
 MOUNT_FOLDER = "sbin"
 _PROGRAM = "@kitfs@"
 
@@ -28,10 +29,12 @@ class ProgramNotFound(NotFoundError):
     hint = "install kitfs, or put the folder of its command into PATH"
 
 
-def iter_units() -> Iterator[tuple[str, str]]:
-    """Name and text of each unit; ``@kitfs@`` stands for the command's path."""
-    for entry in sorted(resources.files("kitfs").joinpath("systemd").iterdir(), key=lambda one: one.name):
-        yield entry.name, entry.read_text("utf-8")
+def iter_units(users: bool = False) -> Iterator[tuple[str, str]]:
+    """Name and text of each unit of the system, or of users; ``@kitfs@`` stands for the command's path."""
+    folder = resources.files("kitfs").joinpath("systemd", *(["user"] if users else []))
+    for entry in sorted(folder.iterdir(), key=lambda one: one.name):
+        if entry.is_file():
+            yield entry.name, entry.read_text("utf-8")
 
 
 def find_program() -> Path:
@@ -61,13 +64,13 @@ def install_units(root: Path, program: Path) -> list[Path]:
         OSError: when something can not be written.
     """
     written = []
-    folder = root / UNIT_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in iter_units():
-        scratch = folder / f".{name}.new"
-        scratch.write_text(text.replace(_PROGRAM, os.fspath(program)), "utf-8")
-        scratch.chmod(0o644)
-        written.append(scratch.rename(folder / name))
+    for folder, users in ((root / UNIT_FOLDER, False), (root / USER_FOLDER, True)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in iter_units(users):
+            scratch = folder / f".{name}.new"
+            scratch.write_text(text.replace(_PROGRAM, os.fspath(program)), "utf-8")
+            scratch.chmod(0o644)
+            written.append(scratch.rename(folder / name))
     link = root / MOUNT_FOLDER / NAME
     link.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):

@@ -1,8 +1,7 @@
 """The numbers of a daemon in Prometheus's text form. The only module that knows prometheus-client.
 
 Everything is taken from one ``StatusAnswer`` and from the disk that the store lies on: nothing is counted here, so
-nothing can go backwards that does not there. Counters are those of a session, over all its workers; those of a session
-end with it, and with the daemon, which Prometheus takes for the reset that it is.
+nothing can go backwards that does not there. Counters are those of a session, over all its workers, and end with it.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ _COUNTERS: dict[str, tuple[str, _Value]] = {
     "kitfs_read_requests": ("READ requests that workers answered", lambda one: one.reads),
     "kitfs_read_bytes": ("Bytes that workers answered READ requests with", lambda one: one.bytes_read),
     "kitfs_opens": ("Files of a mount that were opened", lambda one: one.opens),
+    "kitfs_lookups": ("Names of a mount that were looked up", lambda one: one.lookups),
     "kitfs_request_errors": ("Requests that failed because something is broken", lambda one: one.errors),
     "kitfs_spans_decoded": ("Spans of compressed layers that were decoded", lambda one: one.spans_decoded),
 }

@@ -79,11 +79,13 @@ def _clear(path: Path) -> None:
         status = path.lstat()
         if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             try:
                 probe.connect(os.fspath(path))
             except ConnectionRefusedError:
                 path.unlink()
+            except BlockingIOError:  # somebody listens, and has many who wait
+                return
 
 
 async def serve_metrics(listener: socket.socket, overview: Overview) -> None:

@@ -1,10 +1,11 @@
-"""What ``/proc`` says of a process and of the machine's memory. Looks at no mount.
+"""What ``/proc`` says of a process and of the machine's memory, and the one knob of a connection. Looks at no mount.
 
-Used by ``kitfs.daemon.worker`` and ``kitfs.daemon.supervision``.
+Used by ``kitfs.daemon.worker``, ``kitfs.daemon.supervision`` and ``kitfs.daemon.session``.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 STOPPED = frozenset("Tt")
@@ -29,3 +30,15 @@ def count_memory_kills() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def abort_connection(device: str) -> None:
+    """End a FUSE connection that a process holds which can not be killed, where fusectl is mounted for us to do so.
+
+    Args:
+        device: ``major:minor`` of its mount.
+    """
+    minor = device.rpartition(":")[2]
+    if minor.isdecimal():
+        with contextlib.suppress(OSError):
+            Path(f"/sys/fs/fuse/connections/{minor}/abort").write_text("1", "ascii")

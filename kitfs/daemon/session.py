@@ -27,8 +27,8 @@ import trio
 
 from kitfs import logs
 from kitfs.calls import MountState
-from kitfs.daemon.counters import Tally
 from kitfs.daemon.forker import Forker, ForkFailed
+from kitfs.daemon.procfs import abort_connection
 from kitfs.daemon.supervision import FAILED_START, Backoff, kill_when_hung
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
 from kitfs.errors import FuseError, KitfsError
@@ -76,6 +76,11 @@ class Outcome:
     done: trio.Event
     error: KitfsError | None = None
 
+    @property
+    def is_good(self) -> bool:
+        """Whether it serves, or did."""
+        return self.done.is_set() and self.error is None
+
     def settle(self, error: KitfsError | None = None) -> None:
         """Set the outcome; the first one counts."""
         if not self.done.is_set():
@@ -105,6 +110,7 @@ class Session:
         id: Its identity.
         outcome: How its start went.
         ended: Set when nothing is left of it.
+        lost: Why its mount can not be served any more though it is still there, empty when that is not so.
     """
 
     def __init__(self, state: MountState, device: int, forker: Forker, worker: Worker) -> None:
@@ -119,14 +125,15 @@ class Session:
         self.id = state.session
         self.outcome = Outcome(trio.Event())
         self.ended = trio.Event()
+        self.lost = ""
         self._device = device
         self._forker = forker
         self._worker = worker
         self._first_state = state
         self._memory: SessionMemory | None = None
-        self._tally = Tally()
         self._patience = trio.CancelScope()
         self._reason = ""
+        self._native = 0.0
         self._began_s = time.time()
 
     async def run(self, end_record: Callable[[], None]) -> None:
@@ -143,16 +150,19 @@ class Session:
                 nursery.cancel_scope.cancel()
         except* KitfsError as group:
             error = group.exceptions[0]
+            self.lost = str(error) if self.outcome.is_good else ""
             log.error("session %s of %s: %s", self.id, self._first_state.reference, error)
             self.outcome.settle(error if isinstance(error, KitfsError) else None)
         except* Exception as group:  # one mount's trouble, the device's included, must not end the others
             log.exception("session %s of %s", self.id, self._first_state.reference)
+            self.lost = str(group.exceptions[0]) if self.outcome.is_good else ""
             self.outcome.settle(DeviceUnusable(f"the FUSE device can not be used: {group.exceptions[0]}"))
         finally:
             await self._end_worker()
             os.close(self._device)
-            if self._memory is not None:
-                self._memory.close()
+            memory, self._memory = self._memory, None  # whoever asks for the state meanwhile reads no closed map
+            if memory is not None:
+                memory.close()
             end_record()
             self.outcome.settle(SessionEnded("the mount went away while it was being made"))
             self.ended.set()
@@ -186,8 +196,8 @@ class Session:
     async def _follow_workers(self, memory: SessionMemory) -> None:
         backoff = Backoff()
         order = ServeOrder(self.id, resend=False)
+        self._begin_patience()
         while True:
-            self._patience.deadline = trio.current_time() + self._forker.limits.no_worker_s
             death = await self._run_worker(memory, order)
             if self._is_unmounted():
                 return
@@ -234,16 +244,14 @@ class Session:
         began_s = math.inf
         try:
             if order.resend:
-                successor = await self._forker.fork()
-                self._tally.add(self._worker.last_stats)
-                self._worker = successor
+                self._worker = await self._forker.fork()
             await self._worker.serve(order, device=self._device, memory=memory)
             began_s = trio.current_time()
             self._patience.deadline = math.inf
             self._reason = ""
             self.outcome.settle()
             await kill_when_hung(self._worker, self._forker.limits.hung_s)
-            reason = f"worker {self._worker.pid} {self._worker.end()}"
+            reason = ""
         except ForkFailed as error:
             return Death(-1.0, str(error), is_fault=True)
         except WorkerFailed as error:
@@ -254,21 +262,30 @@ class Session:
             reason = str(error)
         finally:
             self._worker.kill()
+        self._begin_patience()
         await self._worker.dead.wait()
+        reason = reason or f"worker {self._worker.pid} {self._worker.end()}"
         return Death(trio.current_time() - began_s, reason, self._worker.is_faulty)
+
+    def _begin_patience(self) -> None:
+        """From now on nobody serves, unless that began earlier."""
+        deadline = trio.current_time() + self._forker.limits.no_worker_s
+        self._patience.deadline = min(self._patience.deadline, deadline)
 
     async def _end_worker(self) -> None:
         """Wait until the worker is dead and reaped; it may notice by itself that its mount is gone.
 
-        One that hangs in the kernel is not waited for: what it holds is then the kernel's to close.
+        One that hangs in the kernel, where no kill reaches it, is not waited for, and the connection is aborted.
         """
         with trio.CancelScope(shield=True):
             if self._is_unmounted():
                 with trio.move_on_after(GRACE_S):
                     await self._worker.dead.wait()
             self._worker.kill()
-            with trio.move_on_after(KILL_TIMEOUT_S):
+            with trio.move_on_after(KILL_TIMEOUT_S) as scope:
                 await self._worker.dead.wait()
+            if scope.cancelled_caught:
+                abort_connection(self._first_state.device)
 
     def _is_unmounted(self) -> bool:
         poll = select.poll()
@@ -282,11 +299,13 @@ class Session:
         state.uptime_s = round(max(time.time() - self._began_s, 0.0), 3)
         state.reason = self._reason
         if self.outcome.done.is_set():
-            await self._worker.stats()
-            worker = self._worker  # another one, when the one that was asked has died meanwhile
-            self._tally.tell(worker.last_stats, state)
-            if worker.dead.is_set():
-                state.state = "starting"
-            else:
-                state.pid = worker.pid
+            asked = self._worker
+            stats = await asked.stats()
+            if asked is self._worker and not asked.dead.is_set():
+                state.pid, state.state = asked.pid, stats.state
+            if stats.state != "starting":
+                self._native = stats.native
+            state.native = self._native
+            for name, count in (self._memory.read_counters() if self._memory else {}).items():
+                setattr(state, name, count)
         return state

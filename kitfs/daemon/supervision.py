@@ -73,7 +73,7 @@ class Backoff:
 
 
 async def kill_when_hung(worker: Worker, hung_s: float) -> None:
-    """Kill a worker that serves when its event loop has answered nothing for ``hung_s``; returns when it is dead.
+    """Kill a worker that serves when its event loop has answered nothing for ``hung_s``; returns then, or when it died.
 
     One that decodes or waits for a disk answers all the same: that is done by other threads than its event loop's.
     """
@@ -88,4 +88,4 @@ async def kill_when_hung(worker: Worker, hung_s: float) -> None:
         if silent >= (_PARTS - 1) * (_DISK_PATIENCE if state == WAITS_FOR_DISK else 1):
             log.error("worker %d answers nothing for %g s (state %s) and is killed", worker.pid, silent * part_s, state)
             worker.kill(hung=True)
-            await worker.dead.wait()
+            return

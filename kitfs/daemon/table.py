@@ -2,11 +2,12 @@
 
 Used by ``kitfs.daemon.server``. Touches of the store only ``sessions/``: it holds a record's lock for as long as it
 serves the session, so that garbage collection leaves it alone between two workers, and removes the record at its end,
-unless the mount is wanted.
+unless the mount is wanted or was lost.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from kitfs.daemon.worker import WorkerDied, WorkerFailed
 from kitfs.errors import BusyError
 from kitfs.fuse.orders import PrepareOrder
 from kitfs.store.layout import Layout
-from kitfs.store.sessions import HeldSession, new_session_id, open_session
+from kitfs.store.sessions import HeldSession, new_session_id, note_lost, open_session
 from kitfs.store.wanted import is_wanted
+
+log = logging.getLogger(__name__)
 
 SESSIONS_MAX = 1000
 """Mounts of one daemon; fusermount3 lets a user have as many (``mount_max``)."""
@@ -115,12 +118,21 @@ class Table:
     async def _follow(self, session: Session, held: HeldSession) -> None:
         def end_record() -> None:
             held.close()
-            if not is_wanted(self._layout, session.id):
+            if session.lost:
+                self._keep_lost(session)
+            elif not is_wanted(self._layout, session.id):
                 remove_record(self._layout, session.id)
             del self._sessions[session.id]
             self._note_change()
 
         await session.run(end_record)
+
+    def _keep_lost(self, session: Session) -> None:
+        """Its mount is still there, and ``kitfs ps`` says why it is dead; the record is garbage collection's."""
+        try:
+            note_lost(self._layout, session.id, session.lost)
+        except OSError as error:
+            log.error("session %s: why it was lost could not be written down: %s", session.id, error)
 
     def _note_change(self) -> None:
         self.changed.set()

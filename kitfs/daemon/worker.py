@@ -191,11 +191,6 @@ class Worker:
         if self.dead.is_set():
             raise WorkerDied(f"the worker {self.end()} before it could {purpose}")
 
-    @property
-    def last_stats(self) -> WorkerMessage:
-        """Its counters as it last told them."""
-        return self._stats
-
     async def _wait_unless_stopped(self, event: trio.Event) -> None:
         was_stopped = False
         while not event.is_set():
@@ -214,7 +209,7 @@ class Worker:
         await self._alive.wait()
 
     async def stats(self) -> WorkerMessage:
-        """Its counters; the last known ones when it does not serve yet, or does not answer within a second.
+        """How its mount is; as last known when it does not serve yet, or does not answer within a second.
 
         Whoever asks while a question is under way waits for the same answer.
         """

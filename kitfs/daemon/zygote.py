@@ -7,6 +7,7 @@ children (the workers) outlive it: they are then the daemon's to reap. It keeps 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import logging
@@ -34,8 +35,9 @@ _SHARED_MODULES = (
 )
 """Imported once and shared by all children; all but the first would else be imported by each worker (10 ms)."""
 
-_OOM_SCORE_ADJ = 1000
-"""The zygote and its workers die first when memory runs out (proc(5)): they hold nothing that their successors can not
+_OOM_SCORE_ADJ = 900
+_OOM_SCORE_ADJ_WORKER = 1000
+"""Workers die first when memory runs out, then the zygote (proc(5)): they hold nothing that their successors can not
 derive, and a reader that has weights in memory would else be chosen."""
 
 _ENDED_BADLY = 70
@@ -112,6 +114,7 @@ class Zygote:
             for pidfd in self._children:
                 os.close(pidfd)
             name_process("kitfs-worker")
+            set_oom_score(_OOM_SCORE_ADJ_WORKER)
             logs.name_process("kitfs-worker")
             _run_worker(Path(call.home), control)
         except BaseException:  # nothing may return into the zygote's loop from a child
@@ -130,18 +133,24 @@ def name_process(name: str) -> None:
     Path("/proc/self/comm").write_text(name, "ascii")
 
 
+def set_oom_score(value: int) -> None:
+    """Set how gladly this process is killed when memory runs out (proc(5), ``oom_score_adj``)."""
+    Path("/proc/self/oom_score_adj").write_text(f"{value}", "ascii")
+
+
 def main(arguments: list[str]) -> None:
     """Import everything that a worker needs, then fork workers on request."""
     logs.configure_service("kitfs-zygote")
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     name_process("kitfs-zygote")
-    Path("/proc/self/oom_score_adj").write_text(f"{_OOM_SCORE_ADJ}", "ascii")
+    set_oom_score(_OOM_SCORE_ADJ)
     for module in _SHARED_MODULES:
         importlib.import_module(module)
 
     gc.collect()
     gc.freeze()
+    ctypes.CDLL(None).malloc_trim(0)  # a free block of its heap would be LMDB's buffer in each child: 2 MiB to copy
     with socket.socket(fileno=int(arguments[0])) as daemon:
         Zygote(daemon).run()
 

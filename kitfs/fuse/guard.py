@@ -18,13 +18,13 @@ import inspect
 import logging
 import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyfuse3
 
 from kitfs.errors import IntegrityError, KitfsError
 from kitfs.fuse.deliveries import READ, Key
+from kitfs.fuse.memory import COUNTERS, COUNTERS_SIZE
 from kitfs.modelkit.served import IsADirectory, NotADirectory
 from kitfs.modelkit.tree import NodeNotFound
 
@@ -44,9 +44,20 @@ something wrong about the mount's: EAGAIN "try again", ENOSYS "never ask this ag
 _MESSAGES_MAX = 1000
 
 
-@dataclass(slots=True)
+def _counter(name: str) -> Any:
+    number = COUNTERS.index(name)
+
+    def get(self: Counters) -> int:
+        return self._room[number]
+
+    def put(self: Counters, count: int) -> None:
+        self._room[number] = count
+
+    return property(get, put)
+
+
 class Counters:
-    """What one worker has done.
+    """What the workers of a session have done: this one goes on with the counts of those before it.
 
     Attributes:
         reads: READ requests answered.
@@ -54,14 +65,25 @@ class Counters:
         opens: Files opened.
         lookups: Names looked up.
         errors: Requests that failed because something is broken.
+        spans_decoded: Spans of compressed layers decoded.
     """
 
-    reads: int = 0
-    bytes_read: int = 0
-    opens: int = 0
-    lookups: int = 0
-    errors: int = 0
-    _messages: set[str] = field(default_factory=set)
+    reads = _counter("reads")
+    bytes_read = _counter("bytes_read")
+    opens = _counter("opens")
+    lookups = _counter("lookups")
+    errors = _counter("errors")
+    spans_decoded = _counter("spans_decoded")
+
+    def __init__(self, room: memoryview | None = None) -> None:
+        """Count in a session's memory, or for itself."""
+        self._room = (memoryview(bytearray(COUNTERS_SIZE)) if room is None else room).cast("Q")
+        self._spans_before: int = self.spans_decoded
+        self._messages: set[str] = set()
+
+    def note_spans(self, count: int) -> None:
+        """So many spans has this process decoded by now."""
+        self.spans_decoded = self._spans_before + count
 
     def note_failure(self, message: str, error: BaseException) -> None:
         """Count a failure and log it with its place; the same message once, a thousand messages at most."""

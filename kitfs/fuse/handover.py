@@ -32,6 +32,7 @@ class Handover:
     """One connection that passes from the daemon to this process.
 
     Attributes:
+        resend: Whether a worker that had this device has died.
         taken: Set when the descriptor is the real device.
         error: Why it could not be taken over.
     """
@@ -46,7 +47,7 @@ class Handover:
         """
         self._device = device
         self._init = init
-        self._resend = resend
+        self.resend = resend
         self.taken = trio.Event()
         self.error: OSError | None = None
 
@@ -72,7 +73,7 @@ class Handover:
         os.set_blocking(self._device, False)
         os.dup2(self._device, self._init, inheritable=False)
         os.close(self._device)
-        if self._resend:
+        if self.resend:
             os.write(self._init, RESEND_NOTIFICATION)
         self.taken.set()
 

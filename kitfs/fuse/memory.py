@@ -4,6 +4,7 @@ Made by ``kitfs.daemon.session`` once INIT is answered; daemon, zygote and worke
 and it goes wherever the device goes. It can not shrink or grow (seals), so a map of it never faults. Layout::
 
     0         magic (8) | version (u32) | length of the JSON (u32) | restarts (u64) | JSON of a ``SessionHeader``
+    31.5 KiB  counters, 512 bytes: u64 each, in the order of ``COUNTERS``
     32 KiB    deliveries, 32 KiB
     64 KiB    open table, 8 MiB, whose untouched pages take no memory
 
@@ -30,6 +31,11 @@ from kitfs.errors import FuseError
 JSON_SIZE_MAX = 31 << 10
 """A path of 4096 bytes, each byte six as JSON writes the oddest, is 24 KiB of it."""
 
+COUNTERS_SIZE = 512
+COUNTERS_START = (32 << 10) - COUNTERS_SIZE
+COUNTERS = ("reads", "bytes_read", "opens", "lookups", "errors", "spans_decoded")
+"""What all workers of a session have done together: the living one adds, so nothing is lost with a dead one."""
+
 DELIVERIES_START = 32 << 10
 DELIVERIES_SIZE = 32 << 10
 OPENS_START = DELIVERIES_START + DELIVERIES_SIZE
@@ -41,6 +47,7 @@ _VERSION = 1
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _HEAD = struct.Struct("=8sII")
 _RESTARTS = struct.Struct("=Q")
+_COUNTERS = struct.Struct(f"={len(COUNTERS)}Q")
 _RESTARTS_AT = _HEAD.size
 _JSON_AT = _RESTARTS_AT + _RESTARTS.size
 _FLOCK = struct.Struct("@hhqqi")
@@ -67,11 +74,15 @@ class SessionHeader(msgspec.Struct, frozen=True):
     began_s: float
 
 
+_HEADER = msgspec.json.Decoder(SessionHeader)
+
+
 class SessionMemory:
     """A session's memory, mapped.
 
     Attributes:
         header: What never changes.
+        counters: Room for ``COUNTERS``, for whoever serves.
         deliveries: Room for how often requests were delivered.
         opens: Room for the open table.
     """
@@ -82,6 +93,7 @@ class SessionMemory:
         self._descriptor = descriptor
         self._map = room
         view = memoryview(room)
+        self.counters = view[COUNTERS_START:DELIVERIES_START]
         self.deliveries = view[DELIVERIES_START:OPENS_START]
         self.opens = view[OPENS_START:MEMORY_SIZE]
         view.release()
@@ -135,6 +147,10 @@ class SessionMemory:
     def restarts(self, count: int) -> None:
         _RESTARTS.pack_into(self._map, _RESTARTS_AT, count)
 
+    def read_counters(self) -> dict[str, int]:
+        """The counters as they are just now."""
+        return dict(zip(COUNTERS, _COUNTERS.unpack_from(self._map, COUNTERS_START), strict=True))
+
     def fileno(self) -> int:
         """Its descriptor, to be passed to another process."""
         return self._descriptor
@@ -157,6 +173,7 @@ class SessionMemory:
         """Unmap and close it. Never in a worker, which would lose its lock."""
         if self._descriptor < 0:
             return
+        self.counters.release()
         self.deliveries.release()
         self.opens.release()
         with contextlib.suppress(BufferError):  # a slice of it is still in use, and keeps the map
@@ -176,4 +193,4 @@ def _read_header(descriptor: int) -> SessionHeader:
         raise MemoryUnusable("the descriptor is no session's memory: it does not begin like one")
     if version != _VERSION:
         raise MemoryUnusable(f"a session's memory of version {version}, this program knows {_VERSION}")
-    return msgspec.json.decode(os.pread(descriptor, length, _JSON_AT), type=SessionHeader)
+    return _HEADER.decode(os.pread(descriptor, length, _JSON_AT))

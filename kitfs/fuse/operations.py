@@ -26,6 +26,7 @@ import trio
 from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.guard import Counters, ReadShort, guard
 from kitfs.layer.reader import PendingRead
+from kitfs.layer.span_pool import shared_pool
 from kitfs.modelkit.served import Attributes, OpenFile
 from kitfs.modelkit.tree import NodeKind, NodeNotFound
 from kitfs.modelkit.view import View
@@ -97,7 +98,11 @@ class KitOperations(ReadOnlyOperations):
     enable_acl = False
 
     def __init__(
-        self, view: View, on_init: Callable[[], None] = lambda: None, deliveries: Deliveries | None = None
+        self,
+        view: View,
+        on_init: Callable[[], None] = lambda: None,
+        deliveries: Deliveries | None = None,
+        counters: Counters | None = None,
     ) -> None:
         """Serve a view.
 
@@ -105,9 +110,10 @@ class KitOperations(ReadOnlyOperations):
             view: What is shown.
             on_init: Called when libfuse has read INIT, before it reads anything else.
             deliveries: Where requests are noted that are in hand.
+            counters: Where it counts; None for itself.
         """
         super().__init__()
-        self.counters = Counters()
+        self.counters = Counters() if counters is None else counters
         self.deliveries = Deliveries() if deliveries is None else deliveries
         self._view = view
         self._on_init = on_init
@@ -159,6 +165,7 @@ class KitOperations(ReadOnlyOperations):
             raise ReadShort(fh, off, stop, len(data))
         self.counters.reads += 1
         self.counters.bytes_read += stop - off
+        self.counters.note_spans(shared_pool().decoded_count)
         return data
 
     async def release(self, fh: int) -> None:

@@ -55,25 +55,22 @@ Order = PrepareOrder | ServeOrder
 
 
 class WorkerMessage(msgspec.Struct, omit_defaults=True):
-    """What a worker says: what it has prepared, that it serves, why it can not, that it is alive, or its counters.
+    """What a worker says: what it has prepared, that it serves, why it can not, that it is alive, or how its mount is.
+
+    Its counters, which go with that, are in the session's memory.
 
     Attributes:
         prepared: Answer to a ``PrepareOrder``.
         ready: Answer to a ``ServeOrder``: reads work.
         failed: Why it ends.
         alive: Answer to ``{"probe": true}``, given by its event loop at once.
-        spans_decoded: Spans of compressed layers that it has decoded.
+        native: Share of the bytes shown that are plain files in the store.
+        state: ``lazy``, ``partial`` or ``native``.
     """
 
     prepared: PrepareAnswer | None = None
     ready: bool = False
     failed: Refusal | None = None
     alive: bool = False
-    reads: int = 0
-    bytes_read: int = 0
-    opens: int = 0
-    lookups: int = 0
-    errors: int = 0
     native: float = 0.0
-    spans_decoded: int = 0
     state: str = "lazy"

@@ -37,7 +37,7 @@ from kitfs.errors import KitfsError
 from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover, run_session
-from kitfs.fuse.memory import SessionMemory
+from kitfs.fuse.memory import COUNTERS, SessionMemory
 from kitfs.fuse.operations import KitOperations
 from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, SERVE_DESCRIPTORS, Order, PrepareOrder, ServeOrder, WorkerMessage
 from kitfs.layer.span_pool import shared_pool
@@ -53,8 +53,12 @@ from kitfs.transfer.kit_refresh import is_import_due
 log = logging.getLogger(__name__)
 
 _QUESTION_SIZE_MAX = 4096
+_ORDER: msgspec.json.Decoder[Order] = msgspec.json.Decoder(Order)
 _QUESTIONS = ("probe", "stats")
 _WARM_AFTER_S = 0.05
+_WARM_SUCCESSOR_AFTER_S = 1.0
+"""A successor has readers that wait for it already, and other successors beside it that start."""
+
 _FAILED = 70
 """Exit code of a worker that could not serve (EX_SOFTWARE, sysexits.h)."""
 
@@ -99,7 +103,7 @@ def receive_order(connection: socket.socket) -> tuple[Order | None, list[int]]:
         raw, ancillary, _, _ = connection.recvmsg(DATAGRAM_SIZE_MAX, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None, []
-    return msgspec.json.decode(raw, type=Order) if raw else None, parse_descriptors(ancillary)
+    return _ORDER.decode(raw) if raw else None, parse_descriptors(ancillary)
 
 
 def _carry_out(store: Store, order: Order, descriptors: list[int], connection: socket.socket) -> None:
@@ -154,10 +158,13 @@ def _serve_session(view: View, order: ServeOrder, descriptors: list[int], connec
     in_hand = deliveries.blame(order.blame)
     if in_hand:
         log.info("the worker before had %d requests in hand", in_hand)
-    serve(view, Handover(device=device, init=init, resend=order.resend), connection, deliveries)
+    handover = Handover(device=device, init=init, resend=order.resend)
+    serve(view, handover, connection, deliveries, Counters(memory.counters))
 
 
-def serve(view: View, handover: Handover, connection: socket.socket, deliveries: Deliveries) -> None:
+def serve(
+    view: View, handover: Handover, connection: socket.socket, deliveries: Deliveries, counters: Counters
+) -> None:
     """Serve a view on a connection until that is gone. Runs a trio loop of its own.
 
     Args:
@@ -165,15 +172,18 @@ def serve(view: View, handover: Handover, connection: socket.socket, deliveries:
         handover: The connection.
         connection: The control socket.
         deliveries: Where requests are noted that are in hand.
+        counters: Where it counts.
 
     Raises:
         HandoverFailed: when the device can not be taken over.
     """
-    trio.run(_serve, view, handover, connection, deliveries)
+    trio.run(_serve, view, handover, connection, deliveries, counters)
 
 
-async def _serve(view: View, handover: Handover, connection: socket.socket, deliveries: Deliveries) -> None:
-    operations = KitOperations(view, handover.take, deliveries)
+async def _serve(
+    view: View, handover: Handover, connection: socket.socket, deliveries: Deliveries, counters: Counters
+) -> None:
+    operations = KitOperations(view, handover.take, deliveries, counters)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_answer_daemon, view, handover, connection, operations.counters)
         nursery.start_soon(_warm, view, handover)
@@ -184,7 +194,7 @@ async def _serve(view: View, handover: Handover, connection: socket.socket, deli
 async def _warm(view: View, handover: Handover) -> None:
     """Read what the first reader would wait for, once the listing that ends a mount has had its time."""
     await handover.taken.wait()
-    await trio.sleep(_WARM_AFTER_S)
+    await trio.sleep(_WARM_SUCCESSOR_AFTER_S if handover.resend else _WARM_AFTER_S)
     try:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(view.warm)
@@ -240,10 +250,9 @@ def encode_counters(counters: Counters, share: NativeShare) -> bytes:
     """The answer to a question for counters: the share of native bytes is rounded down, so that 1 is all of them."""
     native = share.native * 10_000 // share.size / 10_000 if share.size else 0.0
     state = "native" if native == 1 else "partial" if share.is_begun else "lazy"
-    names = ("reads", "bytes_read", "opens", "lookups", "errors")
-    answer: dict[str, float | str] = {name: getattr(counters, name) for name in names}
-    spans_decoded = shared_pool().decoded_count
-    return json.dumps({**answer, "native": native, "state": state, "spans_decoded": spans_decoded}).encode()
+    counters.note_spans(shared_pool().decoded_count)
+    answer: dict[str, float | str] = {name: getattr(counters, name) for name in COUNTERS}
+    return json.dumps({**answer, "native": native, "state": state}).encode()
 
 
 def drop_capabilities() -> None:

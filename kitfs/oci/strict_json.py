@@ -21,6 +21,7 @@ LIMIT_BYTES = 4 * 1024 * 1024
 DEPTH_MAX = 64
 _INTEGER_DIGITS_MAX = 400
 # Possessive, and the closing quote may be missing: one pass over any input, `"\\"\\"\\"…` without an end included.
+_BRACKET = re.compile(rb"[\[\]{}]")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}|\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
@@ -73,7 +74,7 @@ def decode(raw: bytes, *, limit_bytes: int = LIMIT_BYTES, depth: int = DEPTH_MAX
 def _check_depth(raw: bytes, limit: int) -> None:
     # Brackets outside strings, before anything recurses; 4 MiB of strings take 20 ms.
     nesting = 0
-    for bracket in re.finditer(rb"[\[\]{}]", _STRING.sub(b"", raw)):
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", raw)):
         nesting += 1 if bracket.group() in b"[{" else -1
         if nesting > limit:
             raise JsonMalformed(f"nested deeper than {limit}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.cli.config import CacheSettings, ConfigInvalid, read_cache_settings
+from kitfs.cli.config import CacheSettings, ConfigInvalid, read_cache_settings, read_daemon_environment
 from kitfs.store.quota import Quota, QuotaMalformed, parse_quota
 
 
@@ -13,8 +13,8 @@ from kitfs.store.quota import Quota, QuotaMalformed, parse_quota
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing of the machine's own settings."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.delenv("KITFS_MATERIALISE", raising=False)
-    monkeypatch.delenv("KITFS_CACHE_SIZE_MAX", raising=False)
+    for name in ("MATERIALISE", "CACHE_SIZE_MAX", "METRICS", "LOG_FORMAT", "LOG_LEVEL"):
+        monkeypatch.delenv(f"KITFS_{name}", raising=False)
 
 
 def _write(path: Path, text: str) -> Path:
@@ -54,6 +54,11 @@ def test_bytes_may_be_a_number(tmp_path):
         ("[cache]\nsize_max = true\n", "cache.size_max"),
         ('[cache]\nsize_max = "110%"\n', "110%"),
         ("[cache]\nsize_max = -1\n", "-1"),
+        ('[daemon]\nmetrics = "0.0.0.0:9464"\n', "daemon.metrics"),
+        ("[daemon]\nmetrics = true\n", "daemon.metrics"),
+        ('[daemon]\nlog_format = "xml"\n', "text, json"),
+        ('[daemon]\nmaterialise = "auto"\n', "daemon.materialise"),
+        ("daemon = 1\n", "'daemon'"),
         ("[cache\n", "line 1"),
         ("\x00", "line 1"),
         ("a = " + "[" * 10000, ""),
@@ -66,6 +71,21 @@ def test_what_is_no_setting_is_refused_with_its_place(tmp_path, text, named):
         read_cache_settings((path,))
     assert str(path) in str(caught.value)
     assert named in str(caught.value)
+
+
+def test_a_daemon_has_its_settings_in_its_environment(tmp_path, monkeypatch):
+    """Flag before environment before the user's file before the system's; what nobody said is not set."""
+    assert read_daemon_environment(()) == dict(os.environ)
+    user = _write(tmp_path / "user.toml", '[daemon]\nlog_format = "json"\nmetrics = 9464\n')
+    system = _write(tmp_path / "system.toml", '[daemon]\nlog_level = "error"\nlog_format = "text"\n[cache]\n')
+    expected = {"KITFS_LOG_FORMAT": "json", "KITFS_LOG_LEVEL": "error", "KITFS_METRICS": "9464"}
+    assert read_daemon_environment((user, system)).items() >= expected.items()
+    monkeypatch.setenv("KITFS_METRICS", "/run/m.sock")
+    expected["KITFS_METRICS"] = "/run/m.sock"
+    assert read_daemon_environment((user, system), metrics=None).items() >= expected.items()
+    assert read_daemon_environment((user, system), metrics="off")["KITFS_METRICS"] == "off"
+    with pytest.raises(ConfigInvalid, match=r"--log-level.*'loud'"):
+        read_daemon_environment((), log_level="loud")
 
 
 def test_a_variable_that_is_no_setting_is_named(monkeypatch):

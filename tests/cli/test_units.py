@@ -1,8 +1,10 @@
 """The units of systemd: whole, as systemd reads them, and hardened where they can be."""
 
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ EXPOSURE_MAX = 3.0
 """What ``systemd-analyze security`` may say of the daemon's service, 0 (none) to 10."""
 
 NAMES = {
-    *("kitfs.service", "kitfs.socket", "kitfs-mount@.service"),
+    *("kitfs.service", "kitfs.socket", "kitfs-mount@.service", "kitfs-restore.service"),
     *("kitfs-gc.service", "kitfs-gc.timer", "kitfs-scrub.service", "kitfs-scrub.timer"),
 }
+
+USER_NAMES = {"kitfs.service", "kitfs-restore.service"}
 
 
 @pytest.fixture
@@ -28,7 +32,10 @@ def installed(kitfs, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr("sys.argv", [str(program)])
     done = kitfs("doctor", "--install-units", "--root", tmp_path / "root")
     assert done.code == 0 and "systemctl" in done.err
-    assert {Path(line).name for line in done.out.splitlines()} == NAMES | {"mount.kitfs"}
+    written = [Path(line) for line in done.out.splitlines()]
+    assert {path.name for path in written} == NAMES | {"mount.kitfs"}
+    assert {path.name for path in (tmp_path / "root" / units.USER_FOLDER).iterdir()} == USER_NAMES
+    assert len(written) == len(NAMES) + len(USER_NAMES) + 1
     return tmp_path / "root" / units.UNIT_FOLDER
 
 
@@ -37,7 +44,8 @@ def analyze(*words: object) -> subprocess.CompletedProcess[str]:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is absent")
     command = ["systemd-analyze", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    environment = os.environ | {"XDG_RUNTIME_DIR": tempfile.gettempdir()}  # for --user
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def words_of(unit: Path) -> dict[str, list[str]]:
@@ -63,6 +71,8 @@ def test_systemd_finds_nothing_wrong_with_the_units(installed):
     """``systemd-analyze verify`` prints nothing: its exit code is 0 for an unknown setting too."""
     said = analyze("verify", *sorted(installed.iterdir()))
     assert (said.stdout, said.stderr, said.returncode) == ("", "", 0)
+    said = analyze("verify", "--user", *sorted((installed.parent / "user").iterdir()))
+    assert (said.stdout, said.stderr, said.returncode) == ("", "", 0)
 
 
 def test_verification_would_find_something(installed):
@@ -86,8 +96,8 @@ def test_unit_that_mounts_has_no_mount_namespace_of_its_own(installed):
         r"Protect\w+|Private\w+|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec|Bind|BindReadOnly)Paths|"
         r"TemporaryFileSystem|Root\w+|MountAPIVFS|(State|Runtime|Cache|Logs)Directory\w*|DynamicUser|MountFlags|ProcSubset"
     )
-    assert [name for name in words_of(installed / "kitfs-mount@.service") if private.fullmatch(name)] == []
-    assert words_of(installed / "kitfs.service")["ExecStartPost"][0].startswith("-+")
+    for name in ("kitfs-mount@.service", "kitfs-restore.service"):
+        assert [word for word in words_of(installed / name) if private.fullmatch(word)] == []
 
 
 def test_collection_sees_every_staging_directory(installed):
@@ -99,11 +109,11 @@ def test_collection_sees_every_staging_directory(installed):
 
 
 def test_restart_of_the_service_leaves_workers(installed):
-    """Only the daemon is told to end; a mount requires the socket, whose unit a restart leaves alone."""
+    """Only the daemon is told to end; a mount requires nothing whose end would unmount it."""
     service, mount = words_of(installed / "kitfs.service"), words_of(installed / "kitfs-mount@.service")
     assert (service["KillMode"], service["OOMPolicy"]) == (["process"], ["continue"])
     assert service["RuntimeDirectoryPreserve"] == ["yes"]
-    assert mount["Requires"] == ["kitfs.socket"]
+    assert mount["Wants"] == ["kitfs.socket"] and not {"Requires", "BindsTo", "PartOf"} & set(mount)
 
 
 def test_units_come_with_the_package():
@@ -112,5 +122,6 @@ def test_units_come_with_the_package():
 
     project = Path(units.__file__).parent.parent.parent / "pyproject.toml"
     data = tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]
-    assert "systemd/*" in data["kitfs"]
+    assert {"systemd/*", "systemd/user/*"} <= set(data["kitfs"])
     assert {name for name, _ in units.iter_units()} == NAMES
+    assert {name for name, _ in units.iter_units(users=True)} == USER_NAMES

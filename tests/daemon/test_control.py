@@ -1,8 +1,10 @@
 """Messages, framing, and the place of the socket: pure, or on the disk alone."""
 
+import contextlib
 import os
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import msgspec
@@ -11,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kitfs import control, errors
-from kitfs.calls import MountCall, Nothing, PingAnswer
-from kitfs.control import Answer, Framer, MessageMalformed, SocketUntrusted
+from kitfs.calls import ListAnswer, MountCall, MountState, Nothing, PingAnswer
+from kitfs.control import Answer, ControlConnection, Framer, MessageMalformed, SocketUntrusted
 from kitfs.mounting import MountBusy
 
 CALLS = [b'{"method": "a"}', b"", b"x" * 1000, b'{"method": "b", "parameters": {}}']
@@ -152,3 +154,30 @@ def test_only_dev_fuse_is_taken_for_the_device():
             assert not control.is_fuse_device(descriptor)
         finally:
             os.close(descriptor)
+
+
+def test_an_answer_about_a_thousand_mounts_arrives():
+    """Longer than any call may be: in pieces, and whole; one without an end is refused."""
+    states = [MountState("0" * 16, f"/mnt/{'x' * 200}/{number}", "a:1", "0:1") for number in range(1000)]
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ControlConnection(ours) as connection:
+        answer = control.encode_answer(ListAnswer(states))
+        assert len(answer) > 4 * control.MESSAGE_SIZE_MAX
+        sender = threading.Thread(target=theirs.sendall, args=(answer,))
+        sender.start()
+        assert connection.call("List", Nothing(), ListAnswer).mounts == states
+        sender.join()
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ControlConnection(ours) as connection:
+        endless = threading.Thread(target=_send_until_refused, args=(theirs,))
+        endless.start()
+        with pytest.raises(MessageMalformed, match=str(control.ANSWER_SIZE_MAX)):
+            connection.call("List", Nothing(), ListAnswer)
+        connection.close()
+        endless.join()
+
+
+def _send_until_refused(peer: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            peer.sendall(b"x" * 65536)

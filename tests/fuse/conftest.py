@@ -131,6 +131,12 @@ class Mount:
         self.worker.wait(TIMEOUT_S)
         self._control.close()
 
+    def wait_worker(self) -> int:
+        """Wait until the worker has died, and its exit code."""
+        code = self.worker.wait(TIMEOUT_S)
+        self._control.close()
+        return code
+
     def unmount(self) -> None:
         """Detach the mount."""
         _check(libc.umount2(os.fsencode(self.path), MNT_DETACH))

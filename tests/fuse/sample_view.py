@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 
 from kitfs.errors import IntegrityError
 from kitfs.fuse.deliveries import Deliveries
+from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover
 from kitfs.fuse.memory import SessionMemory
 from kitfs.fuse.worker import serve
@@ -94,6 +97,8 @@ FILES: dict[bytes, SampleFile] = {
     b"faulty-short": SampleFile(4096, lambda start, stop: bytes(stop - start - 1)),
     b"faulty-short-in-thread": SampleFile(4096, lambda start, stop: bytes(stop - start - 1), ready=False),
     b"faulty-long": SampleFile(4096, lambda start, stop: bytes(stop - start + 1)),
+    b"killer": SampleFile(1 << 20),
+    b"victim": SampleFile(1 << 20),
     b"full": _failing(OSError(errno.EMFILE, "too many open files")),
 }
 
@@ -182,7 +187,47 @@ class FreedView(SampleView):
         return SampleFile(4096) if inode == NAMES[b"stuck"] else super().open(inode)
 
 
-VIEWS = {"sample": SampleView, "blocking": BlockingView, "freed": FreedView}
+class KillingView(SampleView):
+    """Two files more: a read of ``killer`` waits for as many reads of ``victim`` as its page says, then SIGSEGV."""
+
+    victims_wait = True
+
+    def __init__(self) -> None:
+        self._waiting = threading.Semaphore(0)
+
+    def open(self, inode: int) -> SampleFile:
+        if inode == NAMES[b"killer"]:
+            return SampleFile(1 << 20, self._kill, ready=False)
+        if inode == NAMES[b"victim"]:
+            return SampleFile(1 << 20, self._wait, ready=False)
+        return super().open(inode)
+
+    def _wait(self, start: int, stop: int) -> object:
+        self._waiting.release()
+        if self.victims_wait:
+            time.sleep(STUCK_S)
+        return content(start, stop)
+
+    def _kill(self, start: int, stop: int) -> object:
+        for _ in range(start // 4096 if self.victims_wait else 0):
+            self._waiting.acquire()
+        os.kill(os.getpid(), signal.SIGSEGV)
+        raise AssertionError
+
+
+class KillingAgainView(KillingView):
+    """The same for a successor: reads of ``victim`` are answered at once."""
+
+    victims_wait = False
+
+
+VIEWS = {
+    "sample": SampleView,
+    "blocking": BlockingView,
+    "freed": FreedView,
+    "killing": KillingView,
+    "killing-again": KillingAgainView,
+}
 
 
 def main(view: str, device: str, init: str, control: str, memory: str, resend: str, blame: str) -> None:
@@ -194,7 +239,7 @@ def main(view: str, device: str, init: str, control: str, memory: str, resend: s
     shared.lock_life()
     deliveries = Deliveries(shared.deliveries)
     deliveries.blame(int(blame))
-    serve(VIEWS[view](), handover, socket.socket(fileno=int(control)), deliveries)
+    serve(VIEWS[view](), handover, socket.socket(fileno=int(control)), deliveries, Counters(shared.counters))
 
 
 if __name__ == "__main__":

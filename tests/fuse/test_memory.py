@@ -11,6 +11,7 @@ import pytest
 
 from kitfs.calls import MountState
 from kitfs.fuse import memory as session_memory
+from kitfs.fuse.guard import Counters
 from kitfs.fuse.memory import DELIVERIES_SIZE, MEMORY_SIZE, OPENS_SIZE, MemoryUnusable, SessionHeader, SessionMemory
 
 HEADER = SessionHeader(MountState("0123", "/\x01" * 2048, "myllm:1", "0:42"), b"\x00\xff" * 52, (1 << 64) - 1, 12.5)
@@ -128,3 +129,16 @@ def test_a_slice_in_use_outlives_it(memory):
     memory.close()
     assert bytes(part) == bytes(8)
     part.release()
+
+
+def test_counters_go_on_where_the_worker_before_left_them(memory):
+    """Each worker adds to what those before it had counted, to the last request; its spans to theirs."""
+    for worker in (1, 2, 3):
+        counters = Counters(memory.counters)
+        for spans in (1, 5):
+            counters.reads += 1
+            counters.bytes_read += 1 << 40
+            counters.note_spans(spans)
+        told = memory.read_counters()
+        assert (told["reads"], told["bytes_read"], told["spans_decoded"]) == (2 * worker, worker << 41, 5 * worker)
+    assert SessionMemory.map(duplicate(memory)).header == HEADER

@@ -2,13 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
+import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import kitfs
+from kitfs import mounting
 from kitfs.cli import checkup
+from kitfs.control import FUSE_DEVICE
 
 pytestmark = pytest.mark.mount
 
@@ -69,6 +75,17 @@ def test_dead_mount_and_what_is_wanted_are_named(machine, wait_for_end):
     assert ask(machine)["wanted"]["state"] == "ok"
 
 
+def test_dead_mount_of_no_session_is_a_warning(machine):
+    """One that a killed client left: it may be another store's, so exit code 0; the line clears it."""
+    place = machine.folder / "left"
+    place.mkdir()
+    os.close(mounting.mount_device(place, mounting.mount_options("a:1", allow_other=False)))
+    found = ask(machine)["mounts"]
+    assert found["state"] == "warn" and str(place) in found["detail"]
+    machine.run("umount", place)
+    assert str(place) not in ask(machine)["mounts"]["detail"]
+
+
 def test_slow_read_ahead_is_named(machine):
     """With the line that sets it."""
     if os.geteuid() != 0:
@@ -121,3 +138,133 @@ def test_user_is_told_how_others_may_enter(as_nobody):
     if found["others"]["state"] != "ok":
         assert (found["others"]["state"], found["others"]["mend"]) == expected
     assert found["fusermount3"]["state"] == "ok"
+
+
+def test_full_disk_is_named(machine, tmp_path):
+    """A store on a full file system: nothing can be stored, exit code 1; the same when it is read-only."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "kitfs-test", small], check=True)
+    try:
+        machine.environment["KITFS_HOME"] = str(small / "home")
+        (small / "home").mkdir(mode=0o700)
+        (small / "filler").write_bytes(bytes(1 << 20))
+        assert ask(machine)["disk"]["state"] == "ok"
+        (small / "filler").write_bytes(bytes((4 << 20) - (64 << 10)))
+        full = ask(machine, status=1)["disk"]
+        assert full["state"] == "fail" and "kitfs gc" in full["mend"] and str(small) in full["detail"]
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        found = ask(machine, status=1)["disk"]
+        assert found["state"] == "fail" and found["mend"] == f"sudo mount -o remount,rw {small}"
+        subprocess.run(["sh", "-c", found["mend"].removeprefix("sudo ")], check=True)
+        assert "read-only" not in ask(machine, status=1)["disk"]["detail"]
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_sockets_that_nobody_listens_at_are_named(machine):
+    """Of a daemon that was killed; the line removes them, and leaves the one of a daemon that runs."""
+    machine.run("daemon")
+    ours = machine.client.path
+    assert ask(machine)["sockets"]["state"] == "ok"
+    stale = ours.with_name("it's stale.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(stale))
+    found = ask(machine)["sockets"]
+    assert found["state"] == "warn" and "1 socket" in found["detail"]
+    subprocess.run(["sh", "-c", found["mend"]], check=True)
+    assert not stale.exists() and ours.exists()
+    assert ask(machine)["sockets"]["state"] == "ok"
+
+
+def test_folder_of_the_sockets_that_others_may_write_to_is_named(machine):
+    """Another user could put a socket there; the line mends it, and a daemon starts."""
+    machine.run("daemon")
+    folder = machine.client.path.parent
+    machine.run("daemon", "stop")
+    folder.chmod(0o777)
+    found = ask(machine, status=1)["sockets"]
+    subprocess.run(["sh", "-c", found["mend"]], check=True)
+    assert ask(machine)["sockets"]["state"] == "ok"
+    machine.run("daemon")
+
+
+def test_file_in_the_sockets_place_is_named(machine):
+    """Nothing is connected to, and the line removes it."""
+    machine.run("daemon")
+    place = machine.client.path
+    machine.run("daemon", "stop")
+    place.write_text("x")
+    found = ask(machine, status=1)["daemon"]
+    assert "not a socket" in found["detail"]
+    subprocess.run(["sh", "-c", found["mend"].removeprefix("sudo ")], check=True)
+    assert ask(machine)["daemon"]["state"] == "ok"
+
+
+def test_daemon_of_another_version_is_named(machine, tmp_path):
+    """A daemon of an older package runs on: ``status`` and ``doctor`` say so, and how it is replaced."""
+    old = tmp_path / "old"
+    shutil.copytree(Path(kitfs.__file__).parent, old / "kitfs", ignore=shutil.ignore_patterns("__pycache__"))
+    place = old / "kitfs" / "__init__.py"
+    place.write_text(place.read_text().replace(f'"{kitfs.__version__}"', '"0.0.9"'))
+    now = machine.environment.get("PYTHONPATH")
+    machine.environment["PYTHONPATH"] = str(old)
+    machine.run("daemon")
+    machine.environment["PYTHONPATH"] = now or str(Path(kitfs.__file__).parent.parent)
+    found = ask(machine)["daemon"]
+    assert found["state"] == "warn" and "0.0.9" in found["detail"] and found["mend"] == "kitfs daemon --replace"
+    assert "0.0.9, this command is" in machine.run("status").stdout
+
+
+def test_what_the_daemon_lacks_is_named(machine):
+    """A daemon whose metrics can not be served is one that works with less."""
+    machine.environment["KITFS_METRICS"] = "/proc/metrics.sock"
+    machine.run("daemon")
+    found = ask(machine)["daemon"]
+    assert found["state"] == "warn" and "/proc/metrics.sock" in found["detail"] and "--metrics" in found["mend"]
+    assert "degraded" in machine.run("status").stdout
+
+
+def test_forced_fallback_is_named(machine):
+    """With KITFS_NO_RESEND=1 a mount ends with its worker, whatever the kernel can."""
+    machine.environment["KITFS_NO_RESEND"] = "1"
+    found = ask(machine)["kernel"]
+    assert (found["state"], found["mend"]) == ("warn", "unset KITFS_NO_RESEND")
+
+
+def test_user_who_may_gain_no_privileges_can_not_mount(as_nobody):
+    """fusermount3 is setuid, which no_new_privs makes useless."""
+    assert ask(as_nobody)["fusermount3"]["state"] == "ok"
+    as_nobody.prefix.append("--no-new-privs")
+    found = ask(as_nobody, status=1)["fusermount3"]
+    assert found["state"] == "fail" and "no_new_privs" in found["detail"] and found["mend"]
+    place = as_nobody.folder / "mnt"
+    as_nobody.python("import os, sys; os.mkdir(sys.argv[1])", place)
+    as_nobody.run("mount", "myllm:1", place, status=9)
+    as_nobody.prefix.remove("--no-new-privs")
+
+
+def test_storage_of_kit_that_can_not_be_read_is_named(as_nobody):
+    """Tags that kit moves there would not be noticed; the line mends it."""
+    storage = as_nobody.folder / "kitops"
+    as_nobody.python("import os, sys; os.mkdir(sys.argv[1], 0)", storage)
+    as_nobody.environment["KITOPS_HOME"] = str(storage)
+    found = ask(as_nobody)["registry"]
+    assert found["state"] == "warn" and str(storage) in found["detail"]
+    subprocess.run(["sh", "-c", found["mend"].removeprefix("sudo ")], check=True)
+    assert ask(as_nobody)["registry"]["state"] == "ok"
+
+
+def test_device_that_a_user_may_not_open_is_named(as_nobody):
+    """As on a machine without udev; root may open it whatever its mode."""
+    device = as_nobody.folder / "fuse"
+    os.mknod(device, stat.S_IFCHR | 0o600, FUSE_DEVICE)
+    script = (
+        "import sys, pathlib; from kitfs.cli.checkup import check_device as c; print(*c(pathlib.Path(sys.argv[1])))"
+    )
+    said = as_nobody.python(script, device)
+    assert "fail" in said and "mode 600" in said and f"sudo chmod 666 {device}" in said
+    device.chmod(0o666)
+    assert " ok " in as_nobody.python(script, device)

@@ -60,22 +60,20 @@ def test_daemon_mounts_and_store_are_described(machine, weights):
 
 
 def test_counters_go_on_when_the_worker_is_replaced(machine, weights, wait_for_end):
-    """What was told before a kill is in ``ps`` right after it, and what comes is added; so for three workers."""
+    """What was done before a kill is in ``ps`` right after it, and what comes is added; so for three workers."""
     place = machine.mount()
-    before = 0
     for kills in range(3):
         descriptor = os.open(place / "weights.bin", os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         assert len(os.pread(descriptor, 1 << 20, kills << 20)) == 1 << 20
         os.close(descriptor)
+        (before,) = machine.states()
+        assert before.restarts == kills and before.bytes_read >= (kills + 1) << 20 and before.opens == kills + 1
+        os.kill(before.pid, signal.SIGKILL)
+        wait_for_end(before.pid)
         (state,) = machine.states()
-        assert state.restarts == kills and state.bytes_read >= before and state.opens >= kills + 1
-        before = state.bytes_read
-        os.kill(state.pid, signal.SIGKILL)
-        wait_for_end(state.pid)
-        (state,) = machine.states()
-        assert state.bytes_read >= before and state.opens >= kills + 1
-    os.listdir(place)
+        assert (state.bytes_read, state.reads, state.opens) == (before.bytes_read, before.reads, before.opens)
+        os.listdir(place)
 
 
 def test_a_daemon_that_is_stopped_is_no_answer(machine):

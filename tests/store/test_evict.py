@@ -68,6 +68,23 @@ def test_opening_makes_a_member_recently_used(store, build, build_store):
     assert _left(store, digests) == [0, 2, 3]
 
 
+def test_use_that_a_kill_leaves_unnoted_costs_a_member_its_place(store, build):
+    """A process that ends before it has written when it used a member: the record is older, all else as it was."""
+    digests = _fill(store, build)
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from kitfs.digest import Digest; from kitfs.store.store import Store\n"
+        "os.close(Store.open(Path(sys.argv[1])).open_member(Digest.parse(sys.argv[2]))[0]); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", script, store.home, str(digests[0])], check=True)
+    record = store.find_member(digests[0])
+    assert record is not None and record.last_used_s == 1000
+    assert check(store).problems == []
+    store.quota = Quota(size=4000)
+    assert store.make_room(1000)
+    assert _left(store, digests) == [1, 2, 3]
+
+
 def test_an_open_member_stays(store, build):
     """Not evicted while a descriptor of it is open, by whomever; then it is."""
     digests = _fill(store, build)
