@@ -28,6 +28,14 @@ class UsageError(KitfsError):
     """A request that can not be carried out as it was put (exit code 2)."""
 
 
+class AuthenticationError(KitfsError):
+    """A registry wants credentials, other ones, or more rights (exit code 4)."""
+
+
+class NetworkError(KitfsError):
+    """A registry does not answer, refuses, or breaks the protocol (exit code 5)."""
+
+
 class IntegrityError(KitfsError):
     """Bytes that are not what their digest or checksum says (exit code 6)."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitfs.digest import Digest
-from kitfs.store import agreement, catalog, durable, gate, index_swap, partials, pins, schema, tags
+from kitfs.store import agreement, catalog, downloads, durable, gate, index_swap, partials, pins, schema, tags
 from kitfs.store.errors import IndexDisagrees
 from kitfs.store.index import Txn
 from kitfs.store.layout import Layout
@@ -39,7 +39,8 @@ class Victim:
     """One thing that goes, or would go.
 
     Attributes:
-        kind: ``ModelKit``, ``blob``, ``member``, ``partial``, ``ingest``, ``lease``, ``session`` or ``staging``.
+        kind: ``ModelKit``, ``blob``, ``member``, ``partial``, ``download``, ``ingest``, ``lease``, ``session`` or
+            ``staging``.
         name: Its digest or file name.
         size: Bytes that the disk gets back; 0 for a linked file that has another name.
         reason: Why.
@@ -180,6 +181,7 @@ def _decide(
     report.kept -= len(plan.members.keys() & members.keys())
     _plan_leftovers(plan, notes)
     _plan_partials(plan, notes, young_s)
+    _plan_downloads(plan, layout, young_s)
     return plan
 
 
@@ -230,6 +232,15 @@ def _plan_partials(plan: _Plan, notes: Notes, young_s: float) -> None:
                 size = 512 * status.st_blocks
                 plan.victims.append(Victim("partial", path.name, size, "nobody reads it; its layer has the bytes"))
                 plan.partials.append(path)
+
+
+def _plan_downloads(plan: _Plan, layout: Layout, young_s: float) -> None:
+    for path in downloads.iter_unused(layout):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_mtime < young_s:
+                plan.victims.append(Victim("download", path.name, 512 * status.st_blocks, "no pull goes on with it"))
+                plan.leftovers.append(path)
 
 
 def _forget(txn: Txn, plan: _Plan) -> None:

@@ -75,6 +75,11 @@ class Layout:
         return self.home / "partial"
 
     @property
+    def downloads(self) -> Path:
+        """The folder of blobs that arrive; made when it is needed."""
+        return self.home / "downloads" / "sha256"
+
+    @property
     def sessions(self) -> Path:
         """The folder of session records."""
         return self.home / "sessions"

@@ -21,19 +21,16 @@ from kitfs.oci.manifest import Descriptor, find_index_digest
 from kitfs.oci.mediatype import Compression, LayerFormat, LayerType
 from kitfs.progress import Progress, Step
 from kitfs.store.change import Change
-from kitfs.store.errors import BlobCorrupt, BlobNotFound, CanNotLink, RecordCorrupt, SizeMismatch
+from kitfs.store.errors import BlobCorrupt, BlobNotFound, CanNotLink, LimitExceeded, RecordCorrupt, SizeMismatch
 from kitfs.store.lease import Lease
 from kitfs.store.store import Store
 from kitfs.transfer.expansion import Expansion
-from kitfs.transfer.source import Blobs, SourceBlob, SourceMalformed
+from kitfs.transfer.source import SMALL_SIZE_MAX, Blobs, SourceBlob, SourceMalformed
 from kitfs.transfer.tar_scan import is_split_worthy
 
 if TYPE_CHECKING:
     from kitfs.store.ingest import Ingest
     from kitfs.store.split_ingest import SplitIngest
-
-SMALL_SIZE_MAX = 4 << 20
-"""Largest manifest or config (OCI distribution specification 1.1, what registries must take)."""
 
 
 class LayerTypeConflict(MalformedError):
@@ -73,9 +70,17 @@ class _Watcher:
     def __init__(self, step: Step, digest: Digest, kind: LayerType | None, limits: DecodeLimits) -> None:
         self._step = step
         self._digest = digest
+        self._kind = kind
+        self._limits = limits
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin again with the first byte."""
         self._indexer = None
-        if kind is not None:
-            self._indexer = LayerIndexer(kind.format, kind.compression, limits=limits, hashes_blob=False)
+        if self._kind is not None:
+            self._indexer = LayerIndexer(
+                self._kind.format, self._kind.compression, limits=self._limits, hashes_blob=False
+            )
         self._failure: LayerMalformed | None = None
         self.index: LayerIndex | None = None
 
@@ -249,7 +254,11 @@ class Intake:
                 return
         is_tar = kind is not None and (kind.format, kind.compression) == (LayerFormat.TAR, Compression.NONE)
         if is_tar and (known == "split" or (known is None and is_split_worthy(blob))):
-            self._split(descriptor, blob, watcher)
+            try:
+                self._split(descriptor, blob, watcher)
+            except LimitExceeded:  # its beginning promised otherwise
+                watcher.restart()
+                self._write(descriptor, blob, watcher)
         else:
             self._write(descriptor, blob, watcher)
         self._count_copy(descriptor.size)

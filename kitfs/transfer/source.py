@@ -27,6 +27,9 @@ T = TypeVar("T")
 INDEX_SIZE_MAX = LIMIT_BYTES
 """Largest ``index.json`` or ``…-tags.json`` that is read: some 16 000 manifests."""
 
+SMALL_SIZE_MAX = 4 << 20
+"""Largest manifest or config (OCI distribution specification 1.1, what registries must take)."""
+
 ENTRIES_MAX = 100_000
 """Most ModelKits that one source may name."""
 
@@ -99,6 +102,10 @@ class SourceBlob:
                 return
             yield buffer[:count]
             position += count
+
+    def wait(self, _size: int) -> int:
+        """Wait until so many of its first bytes can be read at any offset, if it still arrives; how many can."""
+        return self.size
 
     def read(self) -> bytes:
         """All bytes; for blobs whose size was looked at."""
