@@ -60,10 +60,10 @@ class Client:
         self.path = path
 
     def _call(
-        self, method: str, parameters: Any, answer: type[T], *, descriptor: int | None = None, timeout_s: float = 30.0
+        self, method: str, parameters: Any, answer: type[T], *, timeout_s: float = 30.0
     ) -> T:
         with ControlConnection.connect(self.path) as connection:
-            return connection.call(method, parameters, answer, descriptor=descriptor, timeout_s=timeout_s)
+            return connection.call(method, parameters, answer, timeout_s=timeout_s)
 
     def ping(self) -> PingAnswer:
         """Who answers.
@@ -150,7 +150,7 @@ class Preparation:
             KitfsError: when it can not be served; the daemon has let go of the device then.
         """
         call = MountCall(self.session, device)
-        self._connection.call("Mount", call, Nothing, descriptor=descriptor, timeout_s=MOUNT_TIMEOUT_S)
+        self._connection.call("Mount", call, Nothing, descriptors=[descriptor], timeout_s=MOUNT_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,15 @@ def find_state(pid: int) -> str:
     return status.rpartition(")")[2].split()[0]
 
 
+def find_parent(pid: int) -> int:
+    """Process id of a process's parent, 0 when there is none (proc(5))."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return 0
+    return int(status.rpartition(")")[2].split()[1])
+
+
 def count_memory_kills() -> int:
     """How many processes the kernel has killed for want of memory, in a cgroup or in the machine (``oom_kill``)."""
     try:

@@ -43,7 +43,7 @@ def is_answered(said: bytes) -> bool:
 def mount(daemon, call: MountCall, descriptor: int) -> None:
     """``Mount`` on a connection that has prepared nothing."""
     with ControlConnection.connect(daemon.path) as connection:
-        connection.call("Mount", call, Nothing, descriptor=descriptor)
+        connection.call("Mount", call, Nothing, descriptors=[descriptor])
 
 
 def memory_kib(pid: int) -> int:
