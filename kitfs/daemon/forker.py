@@ -128,6 +128,7 @@ class Forker:
     Args:
         home: The store's folder.
         limits: How patient to be with workers, None for what the environment says.
+        socket_path: Where the daemon listens, for workers that lose it.
         restart: How a zygote starts a daemon that follows this one; None when it shall not.
         parent: The socket to the zygote that has forked this process, and its process id.
 
@@ -135,6 +136,8 @@ class Forker:
         zygote_restarts: Zygotes that have died.
         zygote_differs: Set when a zygote has another version than this program: the package was installed anew.
         limits: How patient to be with them.
+        socket: Where the daemon listens, empty for nowhere.
+        restart: How a zygote starts a daemon that follows this one; None when it shall not.
     """
 
     def __init__(
@@ -142,12 +145,14 @@ class Forker:
         home: Path,
         limits: Limits | None = None,
         *,
+        socket_path: Path | None = None,
         restart: Restart | None = None,
         parent: tuple[socket.socket, int] | None = None,
     ) -> None:
         self._home = home
         self.zygote_differs = trio.Event()
-        self._restart = restart
+        self.restart = restart
+        self.socket = os.fspath(socket_path) if socket_path else ""
         self._parent = parent
         self._kept: dict[str, KeptSet] = {}
         self._watchers: trio.Nursery | None = None
@@ -208,7 +213,7 @@ class Forker:
             self._parent[0].close() if self._parent else None
         finally:
             self._parent = None
-        return _Zygote.spawn(self._restart), []
+        return _Zygote.spawn(self.restart), []
 
     async def _greet(self, zygote: _Zygote, first: list[tuple[DaemonCall, list[int]]]) -> None:
         async with self._sending:
@@ -218,6 +223,11 @@ class Forker:
             for kept in list(self._kept.values()):
                 await self._send_to(zygote, KeepCall(kept.session), kept.descriptors())
         self._zygote_came.set()
+
+    def end_zygote(self) -> None:
+        """Kill the zygote before this process ends, so that it does not start another daemon."""
+        if self._zygote is not None:
+            self._zygote.end()
 
     def _note_death(self) -> None:
         for pending in self._pending.values():

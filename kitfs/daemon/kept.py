@@ -91,6 +91,21 @@ class KeptSet:
             self.device = self.lock = -1
 
 
+def open_worker(memory: SessionMemory) -> tuple[int, int] | None:
+    """Process id and pidfd of the worker that lives, None when there is none."""
+    pid = memory.find_worker()
+    if pid <= 0:
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if memory.find_worker() == pid:
+        return pid, pidfd
+    os.close(pidfd)
+    return None
+
+
 def _is_sealed(descriptor: int) -> bool:
     """Whether a file can not shrink: a file in the store is none."""
     with contextlib.suppress(OSError):

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import resource
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
 from kitfs.calls import Lack
+from kitfs.daemon.forkcalls import Restart
 from kitfs.daemon.forker import Forker, adopt_orphans
+from kitfs.daemon.keepers import Keepers
+from kitfs.daemon.kept import KeptSet
 from kitfs.daemon.logfile import keep_log_bounded
 from kitfs.daemon.overview import Overview
+from kitfs.daemon.procfs import has_no_new_privileges
 from kitfs.daemon.server import Server
 from kitfs.daemon.systemd import Supervisor
 from kitfs.daemon.table import Table
@@ -51,6 +57,21 @@ class SocketPathTaken(DaemonError):
 
 
 @dataclass(frozen=True)
+class Inheritance:
+    """What another daemon has left.
+
+    Attributes:
+        kept: Of each mount, the descriptors that keep it alive.
+        zygote: The socket to the zygote that has forked this process, and its process id; None for another's.
+        replace: Whether workers are to be replaced, which may be of another version.
+    """
+
+    kept: list[list[int]] = field(default_factory=list)
+    zygote: tuple[socket.socket, int] | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """How to run.
 
@@ -62,6 +83,7 @@ class Plan:
         ready: Called when connections are accepted.
         supervisor: The service manager that started us, if any.
         metrics: Where to serve metrics, as ``kitfs.daemon.address`` reads it; empty for nowhere.
+        inheritance: What another daemon has left.
     """
 
     home: Path
@@ -71,6 +93,7 @@ class Plan:
     ready: Callable[[], None]
     supervisor: Supervisor
     metrics: str = ""
+    inheritance: Inheritance = Inheritance()
 
 
 def run(plan: Plan) -> None:
@@ -90,7 +113,8 @@ def run(plan: Plan) -> None:
         start_lock = stack.enter_context(contextlib.ExitStack())
         if not plan.start_lock_held:
             start_lock.enter_context(lock(start_lock_path(plan.socket), DaemonError("the daemon can not be started")))
-        stack.enter_context(lock(plan.home, StoreHasDaemon(plan.home)))
+        timeout_s = 1 if plan.inheritance.zygote else LOCK_TIMEOUT_S
+        stack.enter_context(lock(plan.home, StoreHasDaemon(plan.home), timeout_s=timeout_s))
         listener = stack.enter_context(_open_listener(plan))
         metrics = _open_metrics(plan.metrics, stack)
         plan.ready()
@@ -100,14 +124,23 @@ def run(plan: Plan) -> None:
 
 
 async def _serve(plan: Plan, listener: socket.socket, metrics: socket.socket | Lack | None) -> None:
-    forker = Forker(plan.home)
+    restart = None if plan.supervisor else Restart(os.fspath(plan.home), os.fspath(plan.socket), plan.idle_s)
+    forker = Forker(plan.home, socket_path=plan.socket, restart=restart, parent=plan.inheritance.zygote)
     async with trio.open_nursery() as outer:
-        outer.start_soon(forker.run)
+        await outer.start(forker.run)
         async with trio.open_nursery() as nursery:
             stop = nursery.cancel_scope.cancel
-            table = Table(plan.home, forker, nursery)
+            table = Table(plan.home, Keepers(forker, plan.supervisor if plan.supervisor else None), nursery)
+            adopt_all(table, plan)
             overview = Overview(table, forker, plan.home, plan.socket)
-            server = Server(table, os.fspath(plan.home), stop, overview.describe)
+            if not plan.supervisor and os.geteuid() == 0 and has_no_new_privileges():
+                what = "a worker has started this daemon, which has no capabilities: files are not passed through"
+                overview.lacks.append(Lack(what, "kitfs daemon --replace"))
+            leave = None if plan.supervisor else functools.partial(_leave, forker)
+            home = os.fspath(plan.home)
+            server = Server(table, home, stop, overview.describe, leave=leave, idle_s=plan.idle_s)
+            if not plan.supervisor:
+                nursery.start_soon(_replace_when_differs, plan, forker)
             nursery.start_soon(keep_log_bounded, plan.socket)
             if isinstance(metrics, Lack):
                 overview.lacks.append(metrics)
@@ -124,6 +157,33 @@ async def _serve(plan: Plan, listener: socket.socket, metrics: socket.socket | L
                 nursery.start_soon(_report, plan.supervisor, forker)
         outer.cancel_scope.cancel()
     log.info("the daemon ends")
+
+
+def adopt_all(table: Table, plan: Plan) -> None:
+    """Go on with what another daemon has left, and with what a service manager has kept."""
+    kept = [*enumerate(plan.inheritance.kept), *plan.supervisor.kept.items()]
+    for name, descriptors in kept:
+        try:
+            table.adopt(KeptSet.of(descriptors), replace=plan.inheritance.replace)
+        except (KitfsError, OSError) as error:
+            log.error("a mount that another daemon has left can not be served: %s", error)
+            if isinstance(name, str):
+                plan.supervisor.drop(name)
+
+
+def _leave(forker: Forker) -> None:
+    """End this process, and its zygote before; workers go on."""
+    forker.end_zygote()
+    log.info("another daemon serves the mounts from now on")
+    logging.shutdown()
+    os._exit(0)
+
+
+async def _replace_when_differs(plan: Plan, forker: Forker) -> None:
+    """Have a daemon of the version on disk take over when that is another one: our zygotes are of that version."""
+    await forker.zygote_differs.wait()
+    command = [sys.executable, "-P", "-m", "kitfs.daemon.ensure", os.fspath(plan.home), os.fspath(plan.socket)]
+    await trio.run_process([*command, "--replace"], check=False)
 
 
 async def _report(supervisor: Supervisor, forker: Forker) -> None:
@@ -270,7 +330,7 @@ def _listen(path: Path) -> Iterator[socket.socket]:
 
 
 def _raise_descriptor_limit() -> None:
-    """A mount takes 5 descriptors of the daemon, so 1000 mounts need more than the usual 1024."""
+    """A mount takes 8 descriptors of the daemon, so 1000 mounts need more than the usual 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))

@@ -21,7 +21,7 @@ from kitfs.daemon.limits import HUNG_S
 from kitfs.daemon.procfs import STOPPED, count_memory_kills, find_state
 from kitfs.errors import KitfsError
 from kitfs.fuse.memory import SessionMemory
-from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, PrepareOrder, ServeOrder, WorkerMessage
+from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, HoldOrder, PrepareOrder, ServeOrder, WorkerMessage
 
 START_TIMEOUT_S = 60.0
 """For one order. A worker builds its tree: 0.02 s for a kit of 12 files, some seconds for a million."""
@@ -79,8 +79,14 @@ class Worker:
         self._alive.set()
         if control is not None:
             self.attached.set()
+        self._serving = control is None
         self._hung = False
         self._memory_kills = count_memory_kills()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it has begun to serve, for us or for another daemon."""
+        return self._serving
 
     @property
     def is_silent(self) -> bool:
@@ -115,6 +121,7 @@ class Worker:
         self._control = control
         self._prepared.set()
         self._started.set()
+        self._alive.set()
         self.attached.set()
         return True
 
@@ -141,7 +148,7 @@ class Worker:
         if self.exit_code is not None:
             return
         try:
-            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - does not wait
             if result is not None:
                 self.exit_code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
         except ChildProcessError:
@@ -182,8 +189,8 @@ class Worker:
         with contextlib.suppress(OSError):
             await self._control.sendmsg([datagram], encode_descriptors(descriptors) if descriptors else [])
 
-    async def prepare(self, order: PrepareOrder) -> PrepareAnswer:
-        """Have it make a session and hold it, or say that something must be imported first.
+    async def prepare(self, order: PrepareOrder | HoldOrder) -> PrepareAnswer:
+        """Have it make a session and hold it, or open one that is served still, or say what must be imported first.
 
         Raises:
             WorkerFailed: when it can not.
@@ -210,6 +217,7 @@ class Worker:
             ours.send(memory.header.init)
             await self._send(msgspec.json.encode(order), [device, theirs.fileno(), memory.fileno()])
         await self._wait(self._started, "serve")
+        self._serving = True
 
     async def _wait(self, event: trio.Event, purpose: str) -> None:
         """Wait for its answer. It has no event loop yet that could be asked: only one that was stopped is killed."""
