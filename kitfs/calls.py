@@ -86,6 +86,47 @@ class WaitEndedAnswer(msgspec.Struct):
     ended: bool
 
 
+class AdoptCall(msgspec.Struct):
+    """``Adopt``: go on with a session whose daemon is gone.
+
+    Its device, memory and lock come along; from its worker also one end of a SOCK_SEQPACKET pair, which is its control
+    socket from then on.
+
+    Attributes:
+        session: Which.
+        version: Of the program that calls; a worker of another version than the daemon's is replaced.
+    """
+
+    session: str
+    version: str
+
+
+class HandOverCall(msgspec.Struct):
+    """``HandOver``: send every session's device, memory and lock over the socket that comes along, then end.
+
+    The daemon ends once it has heard on that socket that all have come, and goes on when it hears nothing.
+
+    Attributes:
+        version: Of the daemon that calls, for the log.
+    """
+
+    version: str
+
+
+class HandOverAnswer(msgspec.Struct):
+    """What follows on the socket.
+
+    Attributes:
+        pid: The process that ends.
+        count: So many sessions, a datagram each.
+        idle_s: For how long the daemon would have outlived its last mount; 0 is for ever.
+    """
+
+    pid: int
+    count: int
+    idle_s: float = 0.0
+
+
 class MountState(msgspec.Struct):
     """One mount as ``List`` shows it; the counters are those of all its workers.
 
@@ -128,12 +169,23 @@ class ListAnswer(msgspec.Struct):
     mounts: list[MountState]
 
 
+PROTOCOL = 1
+"""What client and daemon must agree on; fields that one of them does not know change nothing."""
+
+
 class PingAnswer(msgspec.Struct):
-    """Who answers."""
+    """Who answers.
+
+    Attributes:
+        protocol: The version of the calls that it understands.
+        is_service: Whether a service manager keeps it, and starts it anew.
+    """
 
     version: str
     pid: int
     home: str
+    protocol: int = PROTOCOL
+    is_service: bool = False
 
 
 class Lack(msgspec.Struct, frozen=True):

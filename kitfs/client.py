@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from kitfs import __version__
 from kitfs.calls import (
+    PROTOCOL,
     ListAnswer,
     MountCall,
     MountState,
@@ -29,7 +31,7 @@ from kitfs.calls import (
     WaitEndedCall,
 )
 from kitfs.control import ControlConnection, DaemonUnreachable, check_socket, make_socket_folder, socket_path
-from kitfs.errors import KitfsError, UsageError
+from kitfs.errors import BusyError, DaemonError, KitfsError, UsageError
 
 START_TIMEOUT_S = 30.0
 """A daemon is ready 0.2 s after its start."""
@@ -49,6 +51,17 @@ class ImportDue(KitfsError):
     """kit's storage may hold something newer than the store; asked without ``kitops_home``, the store alone counts."""
 
 
+class ProtocolDiffers(DaemonError):
+    """A daemon that speaks another version of the protocol."""
+
+    hint = "kitfs daemon --replace"
+
+    def __init__(self, answer: PingAnswer) -> None:
+        super().__init__(
+            f"the daemon (version {answer.version}) speaks protocol {answer.protocol}, this kitfs {PROTOCOL}"
+        )
+
+
 class Client:
     """Calls to one daemon.
 
@@ -59,11 +72,9 @@ class Client:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def _call(
-        self, method: str, parameters: Any, answer: type[T], *, descriptor: int | None = None, timeout_s: float = 30.0
-    ) -> T:
+    def _call(self, method: str, parameters: Any, answer: type[T], *, timeout_s: float = 30.0) -> T:
         with ControlConnection.connect(self.path) as connection:
-            return connection.call(method, parameters, answer, descriptor=descriptor, timeout_s=timeout_s)
+            return connection.call(method, parameters, answer, timeout_s=timeout_s)
 
     def ping(self) -> PingAnswer:
         """Who answers.
@@ -150,7 +161,7 @@ class Preparation:
             KitfsError: when it can not be served; the daemon has let go of the device then.
         """
         call = MountCall(self.session, device)
-        self._connection.call("Mount", call, Nothing, descriptor=descriptor, timeout_s=MOUNT_TIMEOUT_S)
+        self._connection.call("Mount", call, Nothing, descriptors=[descriptor], timeout_s=MOUNT_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         return self
@@ -226,6 +237,41 @@ def ensure_daemon(
     return client
 
 
+def replace_daemon(
+    home: Path, socket: Path | None, environment: Callable[[], Mapping[str, str]] = lambda: os.environ
+) -> Client:
+    """A daemon of the installed version, which takes the mounts of the running one over; their readers do not notice.
+
+    Raises:
+        BusyError: when a service manager keeps the running one.
+        DaemonUnreachable: when the new one does not start, or can not take over: the running one goes on then.
+    """
+    path = socket_path(home, socket)
+    make_socket_folder(path, override=socket is not None)
+    with _start_lock(path):
+        running = find_daemon(home, socket)
+        if running is not None and running.ping().is_service:
+            error = BusyError("a service manager keeps this store's daemon")
+            error.hint = "systemctl restart kitfs   (or how your service manager restarts it)"
+            raise error
+        _start(home, path, environment(), take_over=running is not None)
+        return Client(path)
+
+
+def check_version(answer: PingAnswer) -> str:
+    """What is to be said about a daemon of another version than this program's; empty when it is the same.
+
+    Raises:
+        ProtocolDiffers: when the two can not talk with each other.
+    """
+    if answer.protocol != PROTOCOL:
+        raise ProtocolDiffers(answer)
+    if answer.version == __version__:
+        return ""
+    mend = "restart its service" if answer.is_service else "kitfs daemon --replace"
+    return f"the daemon is of version {answer.version}, this is {__version__}; {mend}"
+
+
 @contextlib.contextmanager
 def _start_lock(path: Path) -> Iterator[None]:
     """Held while a daemon is started, so that of many commands at once one starts it."""
@@ -241,13 +287,14 @@ def _start_lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _start(home: Path, path: Path, environment: Mapping[str, str]) -> None:
+def _start(home: Path, path: Path, environment: Mapping[str, str], *, take_over: bool = False) -> None:
     """Start a daemon in the background and wait until it listens."""
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-m", "kitfs.daemon"]
     command += ["--home", os.fspath(home), "--socket", os.fspath(path), "--ready-fd", str(writer)]
     if idle_s := os.environ.get(IDLE_VARIABLE):
         command += ["--idle-s", idle_s]
+    command += ["--take-over"] if take_over else []
     actions = [(os.POSIX_SPAWN_DUP2, writer, writer)]
     try:
         pid = os.posix_spawn(command[0], command, environment, file_actions=actions)

@@ -4,7 +4,7 @@ The framing is Varlink's (https://varlink.org/Method-Call): one JSON object, the
 ``{"method": "org.kitfs.Control.Mount", "parameters": {…}}``, an answer ``{"parameters": {…}}``, a refusal
 ``{"error": "org.kitfs.Control.BusyError", "parameters": {"message": …, "hint": …}}``. A call is at most
 ``MESSAGE_SIZE_MAX`` bytes, an answer ``ANSWER_SIZE_MAX``; one call is under way per connection, and a call carries at
-most one descriptor.
+most one descriptor, ``Adopt`` as many as ``ADOPT_DESCRIPTORS_MAX``.
 
 Used by ``kitfs.client`` (blocking, through ``ControlConnection``) and by ``kitfs.daemon.server`` (trio, through
 ``Framer``). Never imports trio, and never trusts a path: a socket is used only when it belongs to us or to root.
@@ -18,7 +18,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -34,6 +34,9 @@ MESSAGE_SIZE_MAX = 64 << 10
 
 ANSWER_SIZE_MAX = 8 << 20
 """Longest answer of the daemon: 1000 mounts with usual paths are 0.4 MiB."""
+
+ADOPT_DESCRIPTORS_MAX = 4
+"""Device, memory, lock, control socket."""
 
 SYSTEM_SOCKET = Path("/run/kitfs/kitfs.sock")
 SOCKET_PATH_SIZE_MAX = 107
@@ -269,6 +272,12 @@ def check_socket(path: Path) -> None:
         raise SocketUntrusted(path, f"it belongs to uid {status.st_uid}")
 
 
+def peer_pid(connection: Any) -> int:
+    """The process that connected a unix socket (SO_PEERCRED, unix(7)); 0 when our PID namespace has no such."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return int(_PEER.unpack(raw)[0])
+
+
 def peer_owner(connection: Any) -> tuple[int, int]:
     """The uid and gid at the other end of a connected unix socket (SO_PEERCRED, unix(7))."""
     _, uid, gid = _peer(connection)
@@ -332,7 +341,7 @@ class ControlConnection:
         return cls(connection)
 
     def call(
-        self, method: str, parameters: Any, answer: type[T], *, descriptor: int | None = None, timeout_s: float = 30.0
+        self, method: str, parameters: Any, answer: type[T], *, descriptors: Sequence[int] = (), timeout_s: float = 30.0
     ) -> T:
         """Call a method and wait for its answer.
 
@@ -347,7 +356,7 @@ class ControlConnection:
             raise MessageMalformed(f"a call of {len(message)} bytes, more than {MESSAGE_SIZE_MAX}")
         try:
             self._socket.settimeout(timeout_s)
-            sent = self._socket.sendmsg([message], [] if descriptor is None else encode_descriptors([descriptor]))
+            sent = self._socket.sendmsg([message], encode_descriptors(descriptors) if descriptors else [])
             if sent < len(message):  # an empty send is EPIPE where the daemon has answered and hung up already
                 self._socket.sendall(message[sent:])
             return parse_answer(self._receive(deadline), answer)

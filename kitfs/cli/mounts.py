@@ -311,10 +311,13 @@ def has_wanted(home: Path) -> bool:
 @verb("daemon", examples=["kitfs daemon --metrics 127.0.0.1:9464", "kitfs daemon --foreground --log-format json"])
 @click.argument("action", required=False, type=click.Choice(["stop"]))
 @click.option("--foreground", is_flag=True, help="Serve in this process until it is stopped; log on standard error.")
+@click.option("--replace", is_flag=True, help="Have a daemon of this version take over; mounts are served on.")
 @click.option("--metrics", metavar="ADDRESS",
               help="Serve Prometheus metrics: a unix socket's /PATH or a loopback [HOST:]PORT.")  # fmt: skip
-def daemon(settings: Settings, action: str | None, foreground: bool, metrics: str | None) -> None:
+def daemon(settings: Settings, action: str | None, foreground: bool, replace: bool, metrics: str | None) -> None:
     """Start the daemon when none runs, or stop it. Mounting starts it by itself.
+
+    After an upgrade --replace puts a daemon and workers of the new version in place of those that run.
 
     The daemon logs as --log-format and --log-level say here.
     """
@@ -323,7 +326,7 @@ def daemon(settings: Settings, action: str | None, foreground: bool, metrics: st
     from kitfs.daemon.address import parse_address
 
     if action == "stop":
-        if foreground or metrics is not None:
+        if foreground or replace or metrics is not None:
             raise click.UsageError("stop goes alone")
         running = client.find_daemon(settings.home, settings.socket)
         if running is None:
@@ -332,7 +335,12 @@ def daemon(settings: Settings, action: str | None, foreground: bool, metrics: st
         return
     if metrics is not None:
         parse_address(metrics)
+    if foreground and replace:
+        raise click.UsageError("--replace goes without --foreground")
     settings.open_store().close()
+    if replace:
+        client.replace_daemon(settings.home, settings.socket, lambda: daemon_environment(settings, metrics))
+        return
     if foreground:
         from kitfs.daemon.main import serve
 

@@ -1,7 +1,8 @@
-"""The daemon's end of the zygote: keeps one running and has it fork workers.
+"""The daemon's end of the zygote: keeps one running, has it fork workers, gives it copies of what keeps mounts alive.
 
-Used by ``kitfs.daemon.session``. A zygote that dies is followed by another; its workers live on and become the
-daemon's children (``adopt_orphans``), which reaps them itself.
+Used by ``kitfs.daemon.session``. A zygote that dies is followed by another, which gets all copies before it forks
+anything; its workers live on and become the daemon's children (``adopt_orphans``), which reaps them itself. A daemon
+that its zygote has started goes on with that one, and is no parent of anybody.
 """
 
 from __future__ import annotations
@@ -11,19 +12,34 @@ import ctypes
 import itertools
 import logging
 import os
+import select
 import signal
 import socket
 import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import trio
 
+from kitfs import __version__
 from kitfs.control import encode_descriptors, parse_descriptors
-from kitfs.daemon.forkcalls import DATAGRAM_SIZE_MAX, ForkCall, ZygoteMessage
+from kitfs.daemon.forkcalls import (
+    DATAGRAM_SIZE_MAX,
+    DaemonCall,
+    DropCall,
+    ForkCall,
+    KeepCall,
+    ReadyCall,
+    Restart,
+    ZygoteMessage,
+)
+from kitfs.daemon.kept import KeptSet
 from kitfs.daemon.limits import Limits
+from kitfs.daemon.procfs import find_parent
 from kitfs.daemon.worker import Worker
 from kitfs.errors import DaemonError
 
@@ -36,6 +52,9 @@ _DEATHS_MAX = 5
 _DEATHS_WINDOW_S = 10.0
 _FORK_TIMEOUT_S = 30.0
 """A fork takes 2 ms; a zygote that has just been started needs 0.2 s of imports first."""
+
+_ANSWER_TIMEOUT_S = 5.0
+"""For a zygote to take copies, or to close them, which it does at once; one that does not is killed."""
 
 _ATTEMPTS_MAX = 3
 
@@ -55,9 +74,13 @@ class _ZygoteDied(ForkFailed):
 
 @dataclass
 class _Pending:
-    """A fork call under way."""
+    """A call under way.
 
-    control: socket.socket
+    Attributes:
+        control: Of a fork call, our end of the worker's control socket.
+    """
+
+    control: socket.socket | None
     done: trio.Event = field(default_factory=trio.Event)
     worker: Worker | None = None
     error: str = ""
@@ -66,21 +89,35 @@ class _Pending:
 class _Zygote:
     """One zygote process and our end of its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.socket = trio.socket.from_stdlib_socket(connection)
+
+    @classmethod
+    def spawn(cls, restart: Restart | None) -> Self:
+        """Start one, as our child, which starts a daemon anew when it is told how."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             number = theirs.fileno()
             command = [sys.executable, "-P", "-m", "kitfs.daemon.zygote", str(number)]
+            if restart is not None:
+                command.append(msgspec.json.encode(restart).decode())
             actions = [(os.POSIX_SPAWN_DUP2, number, number)]
-            self.pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
-        self.pidfd = os.pidfd_open(self.pid)
-        self.socket = trio.socket.from_stdlib_socket(ours)
+            pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+        return cls(ours, pid)
 
-    def end(self) -> None:
-        """Kill, reap and forget it."""
+    def kill(self) -> None:
+        """Send SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+
+    def end(self) -> None:
+        """Kill and forget it; reap it when it is our child."""
+        self.kill()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        select.select([self.pidfd], [], [])
         os.close(self.pidfd)
         self.socket.close()
 
@@ -88,13 +125,37 @@ class _Zygote:
 class Forker:
     """Forks workers. One per daemon; ``run`` must be running.
 
+    Args:
+        home: The store's folder.
+        limits: How patient to be with workers, None for what the environment says.
+        socket_path: Where the daemon listens, for workers that lose it.
+        restart: How a zygote starts a daemon that follows this one; None when it shall not.
+        parent: The socket to the zygote that has forked this process, and its process id.
+
     Attributes:
         zygote_restarts: Zygotes that have died.
+        zygote_differs: Set when a zygote has another version than this program: the package was installed anew.
         limits: How patient to be with them.
+        socket: Where the daemon listens, empty for nowhere.
+        restart: How a zygote starts a daemon that follows this one; None when it shall not.
     """
 
-    def __init__(self, home: Path, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        limits: Limits | None = None,
+        *,
+        socket_path: Path | None = None,
+        restart: Restart | None = None,
+        parent: tuple[socket.socket, int] | None = None,
+    ) -> None:
         self._home = home
+        self.zygote_differs = trio.Event()
+        self.restart = restart
+        self.socket = os.fspath(socket_path) if socket_path else ""
+        self._parent = parent
+        self._kept: dict[str, KeptSet] = {}
+        self._watchers: trio.Nursery | None = None
         self.zygote_restarts = 0
         self.limits = limits or Limits.read()
         self._zygote: _Zygote | None = None
@@ -110,10 +171,12 @@ class Forker:
         """Process id of the zygote, 0 while there is none."""
         return self._zygote.pid if self._zygote else 0
 
-    async def run(self) -> None:
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a zygote until cancelled. After 5 deaths in 10 s the next one comes with the next fork call."""
         deaths: deque[float] = deque(maxlen=_DEATHS_MAX)
         async with trio.open_nursery() as watchers:
+            self._watchers = watchers
+            task_status.started()
             while True:
                 await self._follow(watchers)
                 self.zygote_restarts += 1
@@ -125,12 +188,12 @@ class Forker:
                         await self._wanted.wait()
 
     async def _follow(self, watchers: trio.Nursery) -> None:
-        """Start a zygote and listen to it until it dies."""
-        zygote = self._zygote = _Zygote()
-        self._zygote_came.set()
+        """Start a zygote, or go on with our parent, and listen to it until it dies."""
+        zygote, first = await self._find_zygote()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, zygote, watchers)
+                nursery.start_soon(self._greet, zygote, first)
                 await trio.lowlevel.wait_readable(zygote.pidfd)
                 nursery.cancel_scope.cancel()
             self._drain(zygote, watchers)
@@ -140,6 +203,31 @@ class Forker:
             self._zygote_came = trio.Event()
             zygote.end()
             self._note_death()
+
+    async def _find_zygote(self) -> tuple[_Zygote, list[tuple[DaemonCall, list[int]]]]:
+        """A zygote, and what it must hear first: where the copies are that it shall have, or that its daemon serves."""
+        try:
+            if self._parent is not None:
+                return _Zygote(*self._parent), [(ReadyCall(), [])]
+        except ProcessLookupError:
+            self._parent[0].close() if self._parent else None
+        finally:
+            self._parent = None
+        return _Zygote.spawn(self.restart), []
+
+    async def _greet(self, zygote: _Zygote, first: list[tuple[DaemonCall, list[int]]]) -> None:
+        async with self._sending:
+            self._zygote = zygote
+            for call, descriptors in first:
+                await self._send_to(zygote, call, descriptors)
+            for kept in list(self._kept.values()):
+                await self._send_to(zygote, KeepCall(kept.session), kept.descriptors())
+        self._zygote_came.set()
+
+    def end_zygote(self) -> None:
+        """Kill the zygote before this process ends, so that it does not start another daemon."""
+        if self._zygote is not None:
+            self._zygote.end()
 
     def _note_death(self) -> None:
         for pending in self._pending.values():
@@ -169,8 +257,11 @@ class Forker:
 
     def _take(self, raw: bytes, descriptors: list[int], watchers: trio.Nursery) -> None:
         message = msgspec.json.decode(raw, type=ZygoteMessage)
+        if message.version and message.version != __version__:
+            log.warning("the zygote is of version %s, this daemon of %s", message.version, __version__)
+            self.zygote_differs.set()
         pending = self._pending.get(message.number)
-        if pending is not None and message.pid and descriptors:
+        if pending is not None and pending.control is not None and message.pid and descriptors:
             control = trio.socket.from_stdlib_socket(pending.control)
             pending.worker = Worker(message.pid, descriptors.pop(), control, hung_s=self.limits.hung_s)
             self._workers[message.pid] = pending.worker
@@ -216,6 +307,57 @@ class Forker:
                 pending.worker.kill()
             raise
 
+    def adopt(self, pid: int, pidfd: int) -> Worker:
+        """Follow a worker that another daemon had; its control socket comes when it has noticed (``Worker.attach``).
+
+        Args:
+            pid: Its process id.
+            pidfd: Its pidfd, which is the worker's from now on.
+        """
+        assert self._watchers is not None
+        worker = Worker(pid, pidfd, None, hung_s=self.limits.hung_s)
+        if self._zygote is None or find_parent(pid) != self._zygote.pid:
+            worker.note_orphaned()
+        self._workers[pid] = worker
+        self._watchers.start_soon(self._watch, worker)
+        return worker
+
+    async def keep(self, kept: KeptSet) -> None:
+        """Have every zygote, this one and later ones, hold copies of what keeps a mount alive."""
+        self._kept[kept.session] = kept
+        await self._tell(KeepCall(kept.session), kept.descriptors())
+
+    async def drop(self, session: str) -> None:
+        """Have no zygote hold copies any more; they are closed when this returns."""
+        if self._kept.pop(session, None) is None:
+            return
+        call = DropCall(next(self._numbers), session)
+        pending = self._pending[call.number] = _Pending(None)
+        try:
+            await self._tell(call, [])
+            if self._zygote is not None:
+                with trio.move_on_after(_ANSWER_TIMEOUT_S) as scope:
+                    await pending.done.wait()
+                if scope.cancelled_caught and self._zygote is not None:
+                    self._zygote.kill()
+        finally:
+            del self._pending[call.number]
+
+    async def _tell(self, call: DaemonCall, descriptors: Sequence[int]) -> None:
+        """Tell the zygote something, if there is one; one that does not listen is killed."""
+        with trio.move_on_after(_ANSWER_TIMEOUT_S) as scope:
+            async with self._sending:
+                if self._zygote is not None:
+                    await self._send_to(self._zygote, call, descriptors)
+        if scope.cancelled_caught and self._zygote is not None:
+            self._zygote.kill()
+
+    async def _send_to(self, zygote: _Zygote, call: DaemonCall, descriptors: Sequence[int]) -> None:
+        """Send a call to a zygote; when it turns out to be dead, whoever follows it sets ``done``."""
+        with contextlib.suppress(OSError):
+            rights = encode_descriptors(descriptors) if descriptors else []
+            await zygote.socket.sendmsg([msgspec.json.encode(call)], rights)
+
     async def _call(self, call: ForkCall, pending: _Pending, control: int) -> Worker:
         self._pending[call.number] = pending
         self._wanted.set()
@@ -237,10 +379,7 @@ class Forker:
         raise _ZygoteDied("no worker could be forked: the zygote died")
 
     async def _send(self, call: ForkCall, control: int) -> None:
-        """Send a call to the zygote; when it turns out to be dead, whoever follows it sets ``done``."""
         async with self._sending:
-            zygote = self._zygote
-            if zygote is None:
+            if self._zygote is None:
                 raise _ZygoteDied("no worker could be forked: the zygote died")
-            with contextlib.suppress(OSError):
-                await zygote.socket.sendmsg([msgspec.json.encode(call)], encode_descriptors([control]))
+            await self._send_to(self._zygote, call, [control])

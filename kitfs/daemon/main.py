@@ -12,11 +12,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kitfs import logs
 from kitfs.control import make_socket_folder, socket_path
 from kitfs.daemon.address import METRICS_VARIABLE, parse_address
 from kitfs.errors import KitfsError
+
+if TYPE_CHECKING:
+    from kitfs.daemon.service import Inheritance
 
 IDLE_S = 600.0
 """A daemon that a command started ends when its last mount has been gone for so long."""
@@ -36,12 +40,23 @@ def main(arguments: list[str] | None = None) -> None:
     code = 1
     logs.configure_service("kitfs-daemon")
     try:
-        serve(options.home, options.socket, idle_s=options.idle_s, ready_fd=options.ready_fd)
+        idle_s, inheritance = options.idle_s, None
+        if options.take_over:
+            inheritance, idle_s = _take_over(options.socket)
+        serve(options.home, options.socket, idle_s=idle_s, ready_fd=options.ready_fd, inheritance=inheritance)
         code = 0
     except (KitfsError, OSError) as error:
         logging.error("%s", error)
         os.write(options.ready_fd, str(error).encode())
     os._exit(code)
+
+
+def _take_over(path: Path) -> tuple[Inheritance, float]:
+    from kitfs.daemon.service import Inheritance
+    from kitfs.daemon.takeover import take_over
+
+    taken = take_over(path)
+    return Inheritance(list(taken.kept.values()), replace=True), taken.idle_s
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -50,6 +65,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--idle-s", type=float, default=IDLE_S)
+    parser.add_argument("--take-over", action="store_true")
     return parser.parse_args(arguments)
 
 
@@ -66,7 +82,14 @@ def _detach(log_path: Path, ready_fd: int) -> None:
     os.set_inheritable(ready_fd, False)
 
 
-def serve(home: Path, socket: Path | None, *, idle_s: float = 0.0, ready_fd: int | None = None) -> None:
+def serve(
+    home: Path,
+    socket: Path | None,
+    *,
+    idle_s: float = 0.0,
+    ready_fd: int | None = None,
+    inheritance: Inheritance | None = None,
+) -> None:
     """Serve a store's mounts in this process until stopped.
 
     Args:
@@ -74,11 +97,12 @@ def serve(home: Path, socket: Path | None, *, idle_s: float = 0.0, ready_fd: int
         socket: Where to listen, None for the store's usual place.
         idle_s: End when there was no mount for so long; 0 is never.
         ready_fd: Written to and closed once connections are accepted; whoever gave it holds the start lock.
+        inheritance: What another daemon has left.
 
     Raises:
         KitfsError: when another daemon serves the store, the socket can not be made, or metrics can not be served.
     """
-    from kitfs.daemon.service import Plan, run
+    from kitfs.daemon.service import Inheritance, Plan, run
     from kitfs.daemon.systemd import Supervisor
     from kitfs.daemon.zygote import name_process
 
@@ -90,8 +114,10 @@ def serve(home: Path, socket: Path | None, *, idle_s: float = 0.0, ready_fd: int
     make_socket_folder(path, override=socket is not None)
     os.chdir("/")
     name_process("kitfs-daemon")
-    supervisor = Supervisor({} if ready_fd is not None else os.environ)  # a command's service manager is not ours
-    run(Plan(real, path, idle_s, ready_fd is not None, _announcer(ready_fd), supervisor, metrics))
+    is_own = ready_fd is None and inheritance is None  # a command's service manager is not ours
+    supervisor = Supervisor(os.environ if is_own else {})
+    announce = _announcer(ready_fd)
+    run(Plan(real, path, idle_s, ready_fd is not None, announce, supervisor, metrics, inheritance or Inheritance()))
 
 
 def _announcer(ready_fd: int | None) -> Callable[[], None]:

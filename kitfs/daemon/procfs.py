@@ -23,6 +23,24 @@ def find_state(pid: int) -> str:
     return status.rpartition(")")[2].split()[0]
 
 
+def find_parent(pid: int) -> int:
+    """Process id of a process's parent, 0 when there is none (proc(5))."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return 0
+    return int(status.rpartition(")")[2].split()[1])
+
+
+def has_no_new_privileges() -> bool:
+    """Whether this process can never get capabilities that it has not (prctl(2), PR_SET_NO_NEW_PRIVS)."""
+    try:
+        lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+    except OSError:
+        return False
+    return "NoNewPrivs:\t1" in lines
+
+
 def count_memory_kills() -> int:
     """How many processes the kernel has killed for want of memory, in a cgroup or in the machine (``oom_kill``)."""
     try:

@@ -8,9 +8,11 @@ are open, the one that has been silent longest makes room for the next. Nothing 
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,6 +20,9 @@ import trio
 
 from kitfs import __version__, control
 from kitfs.calls import (
+    AdoptCall,
+    HandOverAnswer,
+    HandOverCall,
     ListAnswer,
     MountCall,
     Nothing,
@@ -29,8 +34,10 @@ from kitfs.calls import (
     WaitEndedCall,
 )
 from kitfs.control import MessageMalformed
+from kitfs.daemon.kept import KEPT_DESCRIPTORS, KeptSet
 from kitfs.daemon.prepared import Prepared
 from kitfs.daemon.table import Table
+from kitfs.daemon.takeover import hand_over
 from kitfs.errors import BusyError, KitfsError, UsageError
 
 log = logging.getLogger(__name__)
@@ -43,7 +50,11 @@ MOUNT_TIMEOUT_S = 60.0
 """From the answer to ``Prepare`` to the whole ``Mount``: the client runs fusermount3, which takes 2 ms."""
 
 WAIT_MAX_S = 60.0
+HAND_OVER_TIMEOUT_S = 10.0
+"""For mounts that are being made when another daemon takes over, and for that one to take each."""
+
 _PIECE_SIZE = 16 << 10
+_ROOM = socket.CMSG_LEN(4 * control.ADOPT_DESCRIPTORS_MAX)
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -59,6 +70,10 @@ class NotPrepared(UsageError):
     """``Mount`` of a session that its connection has not prepared, or ``Prepare`` where one is prepared."""
 
 
+class AdoptRefused(UsageError):
+    """``Adopt`` of what is no session, or by a process that is not its worker."""
+
+
 class DaemonBusy(BusyError):
     """The daemon can not do this now."""
 
@@ -71,17 +86,16 @@ class _Conversation:
         self.scope = trio.CancelScope()
         self.answering = False
         self.prepared: Prepared | None = None
+        self.afterwards: Callable[[], Awaitable[None]] | None = None
         self._framer = control.Framer()
         self._descriptors: list[int] = []
 
     async def receive(self) -> bytes | None:
         """The next call, or None when the peer has closed its end."""
         while (message := self._framer.find_message()) is None:
-            piece, ancillary, flags, _ = await self.stream.recvmsg(
-                _PIECE_SIZE, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC
-            )
+            piece, ancillary, flags, _ = await self.stream.recvmsg(_PIECE_SIZE, _ROOM, socket.MSG_CMSG_CLOEXEC)
             self._descriptors += control.parse_descriptors(ancillary)
-            if flags & socket.MSG_CTRUNC or len(self._descriptors) > 1:
+            if flags & socket.MSG_CTRUNC or len(self._descriptors) > control.ADOPT_DESCRIPTORS_MAX:
                 raise DescriptorRefused("a call carries at most one descriptor")
             if not piece:
                 return None
@@ -99,6 +113,20 @@ class _Conversation:
         if not control.is_fuse_device(self._descriptors[0]):
             raise DescriptorRefused("the descriptor that came along is not /dev/fuse")
         return self._descriptors.pop()
+
+    def check_descriptors(self, count: int) -> None:
+        """See that no more have come than a call may have.
+
+        Raises:
+            DescriptorRefused: when it is so.
+        """
+        if len(self._descriptors) > count:
+            raise DescriptorRefused("a call carries at most one descriptor")
+
+    def take_descriptors(self) -> list[int]:
+        """All that came with the call; the caller closes them."""
+        taken, self._descriptors = self._descriptors, []
+        return taken
 
     async def answer(self, raw: bytes) -> None:
         """Send an answer, within ``CALL_TIMEOUT_S``."""
@@ -121,6 +149,8 @@ class Server:
         table: The sessions.
         home: The store, as ``Ping`` tells it.
         stop: Called when ``Stop`` was granted.
+        leave: Ends the process and leaves its mounts to another daemon; None when that is a service manager's.
+        idle_s: For how long the daemon outlives its last mount.
         describe: Says how the daemon is; without it there is no ``Status``.
     """
 
@@ -130,13 +160,20 @@ class Server:
         home: str,
         stop: Callable[[], None],
         describe: Callable[[], Awaitable[StatusAnswer]] | None = None,
+        *,
+        leave: Callable[[], None] | None = None,
+        idle_s: float = 0.0,
     ) -> None:
         self._table = table
         self._home = home
         self._stop = stop
+        self._leave = leave
+        self._idle_s = idle_s
         self._stopping = False
         self._conversations: dict[_Conversation, None] = {}
         self._methods: dict[str, Callable[[_Conversation, control.Call], Awaitable[Any]]] = {
+            "Adopt": self._adopt,
+            "HandOver": self._hand_over,
             "List": self._list,
             "Mount": self._mount,
             "Ping": self._ping,
@@ -214,6 +251,9 @@ class Server:
                 answer = control.encode_refusal(error)
             await conversation.answer(answer)
             conversation.answering = False
+            if conversation.afterwards is not None:
+                afterwards, conversation.afterwards = conversation.afterwards, None
+                await afterwards()
             if self._stopping:
                 self._stop()
 
@@ -222,10 +262,57 @@ class Server:
         method = self._methods.get(name)
         if interface != control.INTERFACE or method is None:
             raise MethodUnknown(f"the daemon has no method {call.method[:100]!r}")
+        conversation.check_descriptors(control.ADOPT_DESCRIPTORS_MAX if name == "Adopt" else 1)
         return await method(conversation, call)
 
     async def _ping(self, _conversation: _Conversation, _call: control.Call) -> PingAnswer:
-        return PingAnswer(__version__, os.getpid(), self._home)
+        return PingAnswer(__version__, os.getpid(), self._home, is_service=self._leave is None)
+
+    async def _adopt(self, conversation: _Conversation, call: control.Call) -> Nothing:
+        descriptors = conversation.take_descriptors()
+        connection = None
+        if len(descriptors) > KEPT_DESCRIPTORS and stat.S_ISSOCK(os.fstat(descriptors[-1]).st_mode):
+            connection = socket.socket(fileno=descriptors.pop())
+        try:
+            kept = KeptSet.of(descriptors)
+            try:
+                parameters = control.parse_parameters(call.parameters, AdoptCall)
+                if parameters.session != kept.session:
+                    raise AdoptRefused(f"the memory is that of session {kept.session}")
+            except BaseException:
+                kept.close()
+                raise
+            differs = parameters.version != __version__
+            session = self._table.adopt(kept, replace=differs and connection is not None)
+            if connection is not None:
+                worker, connection = connection, None
+                if not session.attach(control.peer_pid(conversation.stream), worker):
+                    raise AdoptRefused("who calls is not the session's worker")
+        finally:
+            if connection is not None:
+                connection.close()
+        return Nothing()
+
+    async def _hand_over(self, conversation: _Conversation, call: control.Call) -> HandOverAnswer:
+        parameters = control.parse_parameters(call.parameters, HandOverCall)
+        descriptors = conversation.take_descriptors()
+        if len(descriptors) != 1 or not stat.S_ISSOCK(os.fstat(descriptors[0]).st_mode):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise DescriptorRefused("the call needs a socket to hand over")
+        successor = trio.socket.socket(fileno=descriptors[0])
+        if self._leave is None:
+            successor.close()
+            error = DaemonBusy("a service manager keeps this daemon")
+            error.hint = "systemctl restart kitfs   (or how your service manager restarts it)"
+            raise error
+        if not await self._table.wait_settled(HAND_OVER_TIMEOUT_S):
+            successor.close()
+            raise DaemonBusy("a mount is just being made")
+        kept = self._table.copies()
+        log.info("%d mount(s) are handed over to a daemon of version %s", len(kept), parameters.version)
+        conversation.afterwards = functools.partial(hand_over, kept, successor, self._leave)
+        return HandOverAnswer(os.getpid(), len(kept), self._idle_s)
 
     async def _list(self, _conversation: _Conversation, _call: control.Call) -> ListAnswer:
         return ListAnswer(await self._table.states())

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import resource
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import trio
 
 from kitfs.calls import Lack
+from kitfs.daemon.forkcalls import Restart
 from kitfs.daemon.forker import Forker, adopt_orphans
+from kitfs.daemon.keepers import Keepers
+from kitfs.daemon.kept import KeptSet
 from kitfs.daemon.logfile import keep_log_bounded
 from kitfs.daemon.overview import Overview
+from kitfs.daemon.procfs import has_no_new_privileges
 from kitfs.daemon.reach import wait_until_lost
 from kitfs.daemon.server import Server
 from kitfs.daemon.systemd import Supervisor
@@ -53,6 +59,21 @@ class SocketPathTaken(DaemonError):
 
 
 @dataclass(frozen=True)
+class Inheritance:
+    """What another daemon has left.
+
+    Attributes:
+        kept: Of each mount, the descriptors that keep it alive.
+        zygote: The socket to the zygote that has forked this process, and its process id; None for another's.
+        replace: Whether workers are to be replaced, which may be of another version.
+    """
+
+    kept: list[list[int]] = field(default_factory=list)
+    zygote: tuple[socket.socket, int] | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """How to run.
 
@@ -64,6 +85,7 @@ class Plan:
         ready: Called when connections are accepted.
         supervisor: The service manager that started us, if any.
         metrics: Where to serve metrics, as ``kitfs.daemon.address`` reads it; empty for nowhere.
+        inheritance: What another daemon has left.
     """
 
     home: Path
@@ -73,6 +95,7 @@ class Plan:
     ready: Callable[[], None]
     supervisor: Supervisor
     metrics: str = ""
+    inheritance: Inheritance = Inheritance()
 
 
 def run(plan: Plan) -> None:
@@ -92,7 +115,8 @@ def run(plan: Plan) -> None:
         start_lock = stack.enter_context(contextlib.ExitStack())
         if not plan.start_lock_held:
             start_lock.enter_context(lock(start_lock_path(plan.socket), DaemonError("the daemon can not be started")))
-        stack.enter_context(lock(plan.home, StoreHasDaemon(plan.home)))
+        timeout_s = 1 if plan.inheritance.zygote else LOCK_TIMEOUT_S
+        stack.enter_context(lock(plan.home, StoreHasDaemon(plan.home), timeout_s=timeout_s))
         listener = stack.enter_context(_open_listener(plan))
         metrics = _open_metrics(plan.metrics, stack)
         plan.ready()
@@ -102,14 +126,23 @@ def run(plan: Plan) -> None:
 
 
 async def _serve(plan: Plan, listener: socket.socket, metrics: socket.socket | Lack | None) -> None:
-    forker = Forker(plan.home)
+    restart = None if plan.supervisor else Restart(os.fspath(plan.home), os.fspath(plan.socket), plan.idle_s)
+    forker = Forker(plan.home, socket_path=plan.socket, restart=restart, parent=plan.inheritance.zygote)
     async with trio.open_nursery() as outer:
-        outer.start_soon(forker.run)
+        await outer.start(forker.run)
         async with trio.open_nursery() as nursery:
             stop = nursery.cancel_scope.cancel
-            table = Table(plan.home, forker, nursery)
+            table = Table(plan.home, Keepers(forker, plan.supervisor if plan.supervisor else None), nursery)
+            adopt_all(table, plan)
             overview = Overview(table, forker, plan.home, plan.socket)
-            server = Server(table, os.fspath(plan.home), stop, overview.describe)
+            if not plan.supervisor and os.geteuid() == 0 and has_no_new_privileges():
+                what = "a worker has started this daemon, which has no capabilities: files are not passed through"
+                overview.lacks.append(Lack(what, "kitfs daemon --replace"))
+            leave = None if plan.supervisor else functools.partial(_leave, forker)
+            home = os.fspath(plan.home)
+            server = Server(table, home, stop, overview.describe, leave=leave, idle_s=plan.idle_s)
+            if not plan.supervisor:
+                nursery.start_soon(_replace_when_differs, plan, forker)
             nursery.start_soon(keep_log_bounded, plan.socket)
             if isinstance(metrics, Lack):
                 overview.lacks.append(metrics)
@@ -118,16 +151,43 @@ async def _serve(plan: Plan, listener: socket.socket, metrics: socket.socket | L
 
                 overview.metrics = plan.metrics
                 nursery.start_soon(serve_metrics, metrics, overview)
-            nursery.start_soon(_obey_signals, plan, table, stop)
+            nursery.start_soon(_obey_signals, plan, table, forker, stop)
             nursery.start_soon(server.serve, trio.socket.from_stdlib_socket(listener))
             if plan.idle_s:
                 nursery.start_soon(_end_when_idle, plan, table, stop)
             if plan.supervisor:
                 nursery.start_soon(_report, plan.supervisor, forker)
             if plan.supervisor.listener < 0:
-                nursery.start_soon(_end_when_lost, plan, table, stop)
+                nursery.start_soon(_end_when_lost, plan, table, forker, stop)
         outer.cancel_scope.cancel()
     log.info("the daemon ends")
+
+
+def adopt_all(table: Table, plan: Plan) -> None:
+    """Go on with what another daemon has left, and with what a service manager has kept."""
+    kept = [*enumerate(plan.inheritance.kept), *plan.supervisor.kept.items()]
+    for name, descriptors in kept:
+        try:
+            table.adopt(KeptSet.of(descriptors), replace=plan.inheritance.replace)
+        except (KitfsError, OSError) as error:
+            log.error("a mount that another daemon has left can not be served: %s", error)
+            if isinstance(name, str):
+                plan.supervisor.drop(name)
+
+
+def _leave(forker: Forker) -> NoReturn:
+    """End this process, and its zygote before; workers go on, and hand over to the next daemon."""
+    forker.end_zygote()
+    log.info("the daemon ends; its mounts are served on")
+    logging.shutdown()
+    os._exit(0)
+
+
+async def _replace_when_differs(plan: Plan, forker: Forker) -> None:
+    """Have a daemon of the version on disk take over when that is another one: our zygotes are of that version."""
+    await forker.zygote_differs.wait()
+    command = [sys.executable, "-P", "-m", "kitfs.ensure", os.fspath(plan.home), os.fspath(plan.socket)]
+    await trio.run_process([*command, "--replace"], check=False)
 
 
 async def _report(supervisor: Supervisor, forker: Forker) -> None:
@@ -141,29 +201,22 @@ async def _report(supervisor: Supervisor, forker: Forker) -> None:
         await trio.sleep(supervisor.watchdog_s)
 
 
-async def _obey_signals(plan: Plan, table: Table, stop: Callable[[], None]) -> None:
+async def _obey_signals(plan: Plan, table: Table, forker: Forker, stop: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("signal %d", number)
             plan.supervisor.tell("STOPPING=1")
             if plan.supervisor and number == signal.SIGTERM and len(table):
-                _leave(table)
+                _leave(forker)
             stop()
 
 
-def _leave(table: Table) -> NoReturn:
-    """End at once, with all workers going on."""
-    log.info("the daemon ends; %d mount(s) are served on", len(table))
-    logging.shutdown()
-    os._exit(0)
-
-
-async def _end_when_lost(plan: Plan, table: Table, stop: Callable[[], None]) -> None:
+async def _end_when_lost(plan: Plan, table: Table, forker: Forker, stop: Callable[[], None]) -> None:
     """Make room for the daemon that commands will find, once they do not find this one any more."""
     await wait_until_lost(plan.socket)
     log.info("%s is not this daemon's socket any more", plan.socket)
     if len(table):
-        _leave(table)
+        _leave(forker)
     stop()
 
 
@@ -288,7 +341,7 @@ def _listen(path: Path) -> Iterator[socket.socket]:
 
 
 def _raise_descriptor_limit() -> None:
-    """A mount takes 5 descriptors of the daemon, so 1000 mounts need more than the usual 1024."""
+    """A mount takes 8 descriptors of the daemon, so 1000 mounts need more than the usual 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536) if hard > 0 else 65536, hard))

@@ -19,15 +19,18 @@ import logging
 import math
 import os
 import select
+import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import trio
 
 from kitfs import logs
 from kitfs.calls import MountState
-from kitfs.daemon.forker import Forker, ForkFailed
+from kitfs.daemon.forker import ForkFailed
+from kitfs.daemon.keepers import Keepers
+from kitfs.daemon.kept import KeptSet, open_worker
 from kitfs.daemon.procfs import abort_connection
 from kitfs.daemon.supervision import FAILED_START, Backoff, kill_when_hung
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
@@ -35,7 +38,7 @@ from kitfs.errors import FuseError, KitfsError
 from kitfs.fuse import protocol
 from kitfs.fuse.deliveries import FAULT_WEIGHT, KILL_WEIGHT
 from kitfs.fuse.memory import SessionHeader, SessionMemory
-from kitfs.fuse.orders import ServeOrder
+from kitfs.fuse.orders import HoldOrder, ServeOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,13 +116,16 @@ class Session:
         lost: Why its mount can not be served any more though it is still there, empty when that is not so.
     """
 
-    def __init__(self, state: MountState, device: int, forker: Forker, worker: Worker) -> None:
+    def __init__(
+        self, state: MountState, device: int, lock: int, keepers: Keepers, worker: Worker | None = None
+    ) -> None:
         """Take over a mount.
 
         Args:
             state: What ``List`` shows of it before it serves.
             device: Its device.
-            forker: Where later workers come from.
+            lock: A descriptor that holds its record's lock.
+            keepers: Where later workers come from, and who holds copies of what keeps it alive.
             worker: The first one, which has prepared the session.
         """
         self.id = state.session
@@ -127,14 +133,68 @@ class Session:
         self.ended = trio.Event()
         self.lost = ""
         self._device = device
-        self._forker = forker
+        self._lock = lock
+        self._keepers = keepers
+        self._forker = keepers.forker
         self._worker = worker
+        self._successor: Worker | None = None
         self._first_state = state
         self._memory: SessionMemory | None = None
         self._patience = trio.CancelScope()
         self._reason = ""
         self._native = 0.0
         self._began_s = time.time()
+
+    @classmethod
+    def adopt(cls, kept: KeptSet, keepers: Keepers) -> Self:
+        """Go on with a mount that another daemon had; with its worker when it lives, else with a new one."""
+        header = kept.memory.header
+        session = cls(header.mount, kept.device, kept.lock, keepers)
+        session._memory = kept.memory
+        session._began_s = header.began_s
+        session._reason = "its worker died while there was no daemon"
+        session.outcome.settle()
+        found = open_worker(kept.memory)
+        if found is not None:
+            session._worker = keepers.forker.adopt(*found)
+        return session
+
+    def attach(self, pid: int, control: socket.socket) -> bool:
+        """Give its worker, which another daemon had, its control socket. False when this is not its worker."""
+        if self._worker is None or self._worker.pid != pid:
+            control.close()
+            return False
+        return self._worker.attach(trio.socket.from_stdlib_socket(control))
+
+    def copies(self) -> KeptSet | None:
+        """What keeps it alive, still its own; None while it has not begun, or has ended."""
+        return KeptSet(self._device, self._memory, self._lock) if self._memory and not self.ended.is_set() else None
+
+    async def replace_worker(self) -> None:
+        """Put another worker, of this program's version, in place of the one that serves; readers do not notice.
+
+        The other one is ready before the first is killed. When it can not start, the first goes on.
+        """
+        old = self._worker
+        if old is None or old.dead.is_set() or self._successor is not None:
+            return
+        try:
+            successor = await self._forker.fork()
+            try:
+                await successor.prepare(HoldOrder(self.id))
+            except BaseException:
+                successor.kill()
+                raise
+        except (ForkFailed, WorkerDied, WorkerFailed) as error:
+            log.error("session %s: worker %d is not replaced: %s", self.id, old.pid, error)
+            return
+        if old.dead.is_set() or self.ended.is_set():
+            successor.kill()
+            return
+        self._successor = successor
+        log.info("session %s: worker %d is replaced by %d", self.id, old.pid, successor.pid)
+        old.kill()
+        await old.dead.wait()
 
     async def run(self, end_record: Callable[[], None]) -> None:
         """Serve until the mount is gone; raises nothing but cancellation.
@@ -159,10 +219,13 @@ class Session:
             self.outcome.settle(DeviceUnusable(f"the FUSE device can not be used: {group.exceptions[0]}"))
         finally:
             await self._end_worker()
-            os.close(self._device)
             memory, self._memory = self._memory, None  # whoever asks for the state meanwhile reads no closed map
+            with trio.CancelScope(shield=True):
+                await self._keepers.drop(self.id)
+            os.close(self._device)
             if memory is not None:
                 memory.close()
+            os.close(self._lock)
             end_record()
             self.outcome.settle(SessionEnded("the mount went away while it was being made"))
             self.ended.set()
@@ -186,25 +249,29 @@ class Session:
             SessionLost: when it can not be served any more.
             KitfsError: why the first worker could not start.
         """
-        memory = self._memory = await self._answer_init()
+        is_adopted = self._memory is not None
+        memory = self._memory = self._memory or await self._answer_init()
+        await self._keepers.keep(KeptSet(self._device, memory, self._lock))
         with self._patience:
-            await self._follow_workers(memory)
+            await self._follow_workers(memory, is_adopted=is_adopted)
         if self._patience.cancelled_caught:
             within = f"{self._forker.limits.no_worker_s:g} s"
             raise SessionLost(f"no worker has served it for {within}: {self._reason or 'none has started'}")
 
-    async def _follow_workers(self, memory: SessionMemory) -> None:
+    async def _follow_workers(self, memory: SessionMemory, *, is_adopted: bool) -> None:
         backoff = Backoff()
-        order = ServeOrder(self.id, resend=False)
+        order = self._order(resend=is_adopted, blame=KILL_WEIGHT if is_adopted else 0)
         self._begin_patience()
+        if is_adopted and self._worker is None:
+            self._check_resend(memory, self._reason)
+            memory.restarts += 1
         while True:
             death = await self._run_worker(memory, order)
             if self._is_unmounted():
                 return
             log.warning("session %s: %s", self.id, death.reason)
             self._reason = death.reason
-            if not protocol.can_resend(memory.header.offered):
-                raise SessionLost(f"{death.reason}, and this kernel gives its requests to no other (before Linux 6.9)")
+            self._check_resend(memory, death.reason)
             delay_s = backoff.note_death(death.served_s, is_fault=death.is_fault)
             if not self.outcome.done.is_set() and backoff.failures >= FAILURES_MAX * FAILED_START:
                 raise SessionLost(f"{FAILURES_MAX} workers one after the other died before they could serve")
@@ -212,8 +279,17 @@ class Session:
                 self._reason = f"workers keep dying, the next starts within {delay_s:g} s: {death.reason}"
                 log.error("session %s: %s", self.id, self._reason)
                 await trio.sleep(delay_s)
-            order = ServeOrder(self.id, resend=True, blame=FAULT_WEIGHT if death.is_fault else KILL_WEIGHT)
+            weight = FAULT_WEIGHT if death.is_fault else KILL_WEIGHT
+            order = self._order(resend=True, blame=0 if self._successor else weight)
             memory.restarts += 1
+
+    def _order(self, *, resend: bool, blame: int) -> ServeOrder:
+        may_start = self._forker.restart is not None
+        return ServeOrder(self.id, resend, blame, socket=self._forker.socket, may_start=may_start)
+
+    def _check_resend(self, memory: SessionMemory, reason: str) -> None:
+        if not protocol.can_resend(memory.header.offered):
+            raise SessionLost(f"{reason}, and this kernel gives its requests to no other (before Linux 6.9)")
 
     async def _answer_init(self) -> SessionMemory:
         """Read the kernel's INIT, answer it, and return the session's memory, with a copy of it for the workers.
@@ -243,17 +319,18 @@ class Session:
         """
         began_s = math.inf
         try:
-            if order.resend:
-                self._worker = await self._forker.fork()
-            await self._worker.serve(order, device=self._device, memory=memory)
+            worker = self._worker = await self._next_worker(order)
+        except ForkFailed as error:
+            return Death(-1.0, str(error), is_fault=True)
+        try:
+            if not worker.is_serving:
+                await worker.serve(order, device=self._device, memory=memory)
             began_s = trio.current_time()
             self._patience.deadline = math.inf
             self._reason = ""
             self.outcome.settle()
-            await kill_when_hung(self._worker, self._forker.limits.hung_s)
+            await kill_when_hung(worker, self._forker.limits.hung_s)
             reason = ""
-        except ForkFailed as error:
-            return Death(-1.0, str(error), is_fault=True)
         except WorkerFailed as error:
             if not self.outcome.done.is_set():
                 raise error.reason from None
@@ -261,11 +338,18 @@ class Session:
         except WorkerDied as error:
             reason = str(error)
         finally:
-            self._worker.kill()
+            worker.kill()
         self._begin_patience()
-        await self._worker.dead.wait()
-        reason = reason or f"worker {self._worker.pid} {self._worker.end()}"
-        return Death(trio.current_time() - began_s, reason, self._worker.is_faulty)
+        await worker.dead.wait()
+        reason = reason or f"worker {worker.pid} {worker.end()}"
+        return Death(trio.current_time() - began_s, reason, worker.is_faulty)
+
+    async def _next_worker(self, order: ServeOrder) -> Worker:
+        """The prepared one, the one that another daemon had, what shall replace it, or a new one."""
+        worker = self._worker
+        if worker is None or (worker.dead.is_set() and order.resend):
+            worker, self._successor = self._successor or await self._forker.fork(), None
+        return worker
 
     def _begin_patience(self) -> None:
         """From now on nobody serves, unless that began earlier."""
@@ -277,13 +361,18 @@ class Session:
 
         One that hangs in the kernel, where no kill reaches it, is not waited for, and the connection is aborted.
         """
+        for worker in (self._successor, self._worker):
+            if worker is not None:
+                await self._end(worker)
+
+    async def _end(self, worker: Worker) -> None:
         with trio.CancelScope(shield=True):
-            if self._is_unmounted():
+            if worker.is_serving and self._is_unmounted():
                 with trio.move_on_after(GRACE_S):
-                    await self._worker.dead.wait()
-            self._worker.kill()
+                    await worker.dead.wait()
+            worker.kill()
             with trio.move_on_after(KILL_TIMEOUT_S) as scope:
-                await self._worker.dead.wait()
+                await worker.dead.wait()
             if scope.cancelled_caught:
                 abort_connection(self._first_state.device)
 
@@ -298,8 +387,7 @@ class Session:
         state.restarts = self._memory.restarts if self._memory else 0
         state.uptime_s = round(max(time.time() - self._began_s, 0.0), 3)
         state.reason = self._reason
-        if self.outcome.done.is_set():
-            asked = self._worker
+        if self.outcome.done.is_set() and (asked := self._worker) is not None:
             stats = await asked.stats()
             if asked is self._worker and not asked.dead.is_set():
                 state.pid, state.state = asked.pid, stats.state

@@ -14,14 +14,15 @@ from pathlib import Path
 import trio
 
 from kitfs.calls import MountCall, MountState, PrepareCall
-from kitfs.daemon.forker import Forker
+from kitfs.daemon.keepers import Keepers
+from kitfs.daemon.kept import KeptSet
 from kitfs.daemon.prepared import Prepared, remove_record
 from kitfs.daemon.session import Session
 from kitfs.daemon.worker import WorkerDied, WorkerFailed
 from kitfs.errors import BusyError
 from kitfs.fuse.orders import PrepareOrder
 from kitfs.store.layout import Layout
-from kitfs.store.sessions import HeldSession, new_session_id, note_lost, open_session
+from kitfs.store.sessions import new_session_id, note_lost, open_session
 from kitfs.store.wanted import is_wanted
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,12 @@ class Table:
         changed: Set, and replaced by another, when a session comes or goes.
     """
 
-    def __init__(self, home: Path, forker: Forker, nursery: trio.Nursery) -> None:
+    def __init__(self, home: Path, keepers: Keepers, nursery: trio.Nursery) -> None:
         self.changed = trio.Event()
         self._layout = Layout(home)
-        self._forker = forker
+        self._keepers = keepers
+        self._forker = keepers.forker
+        self._replacing = trio.Lock()
         self._nursery = nursery
         self._sessions: dict[str, Session] = {}
         self._prepared: set[Prepared] = set()
@@ -105,19 +108,63 @@ class Table:
             raise WorkerDied(f"the worker {worker.end() if worker else 'ended'} before anything was mounted")
         state = MountState(prepared.session, prepared.call.mountpoint, prepared.reference, call.device)
         state.is_writable = bool(prepared.call.staging)
-        session = Session(state, device, self._forker, worker)
+        session = Session(state, device, os.dup(held.fileno()), self._keepers, worker)
+        held.close()
         self._prepared.discard(prepared)
-        self._sessions[prepared.session] = session
-        self._note_change()
-        self._nursery.start_soon(self._follow, session, held)
+        self._begin(session)
         await session.outcome.done.wait()
         if session.outcome.error is not None:
             await session.ended.wait()
             raise session.outcome.error
 
-    async def _follow(self, session: Session, held: HeldSession) -> None:
+    def adopt(self, kept: KeptSet, *, replace: bool = False) -> Session:
+        """Go on with a session that another daemon had, unless that is done already; takes the set over.
+
+        Args:
+            kept: What keeps it alive.
+            replace: Whether its worker, if it lives, is of another version and has to be replaced.
+        """
+        session = self._sessions.get(kept.session)
+        if session is None:
+            session = Session.adopt(kept, self._keepers)
+            log.info("session %s of %s is adopted", session.id, kept.memory.header.mount.reference)
+            self._begin(session)
+        else:
+            kept.close()
+        if replace:
+            self._nursery.start_soon(self._replace, session)
+        return session
+
+    async def _replace(self, session: Session) -> None:
+        """One after the other, so that each has the machine to itself."""
+        async with self._replacing:
+            await session.replace_worker()
+
+    def copies(self) -> list[KeptSet]:
+        """What keeps all mounts alive, still the table's own."""
+        return [kept for session in self._sessions.values() if (kept := session.copies()) is not None]
+
+    async def wait_settled(self, timeout_s: float) -> bool:
+        """Wait until no mount is being made; at most ``timeout_s``. True when it is so."""
+        with trio.move_on_after(timeout_s):
+            while True:
+                changed = self.changed
+                starting = [session for session in self._sessions.values() if not session.outcome.done.is_set()]
+                if starting:
+                    await starting[0].outcome.done.wait()
+                elif self._prepared:
+                    await changed.wait()
+                else:
+                    return True
+        return False
+
+    def _begin(self, session: Session) -> None:
+        self._sessions[session.id] = session
+        self._note_change()
+        self._nursery.start_soon(self._follow, session)
+
+    async def _follow(self, session: Session) -> None:
         def end_record() -> None:
-            held.close()
             if session.lost:
                 self._keep_lost(session)
             elif not is_wanted(self._layout, session.id):

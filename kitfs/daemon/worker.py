@@ -21,12 +21,16 @@ from kitfs.daemon.limits import HUNG_S
 from kitfs.daemon.procfs import STOPPED, count_memory_kills, find_state
 from kitfs.errors import KitfsError
 from kitfs.fuse.memory import SessionMemory
-from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, PrepareOrder, ServeOrder, WorkerMessage
+from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, HoldOrder, PrepareOrder, ServeOrder, WorkerMessage
 
 START_TIMEOUT_S = 60.0
 """For one order. A worker builds its tree: 0.02 s for a kit of 12 files, some seconds for a million."""
 
 _STATS_TIMEOUT_S = 1.0
+
+_REAP_TIMEOUT_S = 1.0
+"""For how long whoever is the parent of a dead worker may take to reap it. Its descriptors are closed before it is a
+zombie, so one that nobody reaps is followed all the same."""
 
 
 class WorkerFailed(KitfsError):
@@ -46,17 +50,19 @@ class WorkerDied(KitfsError):
 
 
 class Worker:
-    """A forked worker process.
+    """A worker process, forked by our zygote, or one that another daemon had (``Forker.adopt``).
 
     Attributes:
         pid: Its process id.
         dead: Set when it is gone and reaped.
+        attached: Set when it has a control socket.
         exit_code: Its exit code, minus a signal, or None when nobody could tell.
     """
 
-    def __init__(self, pid: int, pidfd: int, control: trio.socket.SocketType, *, hung_s: float = HUNG_S) -> None:
+    def __init__(self, pid: int, pidfd: int, control: trio.socket.SocketType | None, *, hung_s: float = HUNG_S) -> None:
         self.pid = pid
         self.dead = trio.Event()
+        self.attached = trio.Event()
         self.exit_code: int | None = None
         self._pidfd = pidfd
         self._hung_s = hung_s
@@ -71,8 +77,16 @@ class Worker:
         self._stats_came.set()
         self._alive = trio.Event()
         self._alive.set()
+        if control is not None:
+            self.attached.set()
+        self._serving = control is None
         self._hung = False
         self._memory_kills = count_memory_kills()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it has begun to serve, for us or for another daemon."""
+        return self._serving
 
     @property
     def is_silent(self) -> bool:
@@ -96,8 +110,20 @@ class Worker:
         self._parent_has_spoken.set()
 
     def note_orphaned(self) -> None:
-        """Its zygote is dead: the daemon is its parent and reaps it."""
+        """Its zygote is dead: the daemon is its parent and reaps it, or whoever reaps orphans."""
         self._parent_has_spoken.set()
+
+    def attach(self, control: trio.socket.SocketType) -> bool:
+        """Give one that another daemon had its control socket. False, and it is closed, when it has one or is dead."""
+        if self.attached.is_set() or self.dead.is_set():
+            control.close()
+            return False
+        self._control = control
+        self._prepared.set()
+        self._started.set()
+        self._alive.set()
+        self.attached.set()
+        return True
 
     async def watch(self) -> None:
         """Follow it until it is dead and reaped. Started once, by the forker."""
@@ -105,27 +131,38 @@ class Worker:
             nursery.start_soon(self._listen)
             await trio.lowlevel.wait_readable(self._pidfd)
             await self._parent_has_spoken.wait()
+            await self._wait_reaped()
             nursery.cancel_scope.cancel()
-        if self.exit_code is None:
-            self._reap()
         os.close(self._pidfd)
-        self._control.close()
+        if self._control is not None:
+            self._control.close()
         self.dead.set()
+        self.attached.set()
         self._prepared.set()
         self._started.set()
         self._stats_came.set()
         self._alive.set()
 
-    def _reap(self) -> None:
-        with contextlib.suppress(ChildProcessError):
-            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+    async def _wait_reaped(self) -> None:
+        """Reap it when it is our child and nobody has, else wait until whoever is its parent has."""
+        if self.exit_code is not None:
+            return
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - does not wait
             if result is not None:
                 self.exit_code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        except ChildProcessError:
+            with trio.move_on_after(_REAP_TIMEOUT_S), contextlib.suppress(ProcessLookupError):
+                while True:
+                    signal.pidfd_send_signal(self._pidfd, 0)
+                    await trio.sleep(0.001)
 
     async def _listen(self) -> None:
-        while True:
+        await self.attached.wait()
+        control = self._control
+        while control is not None:
             try:
-                raw = await self._control.recv(DATAGRAM_SIZE_MAX)
+                raw = await control.recv(DATAGRAM_SIZE_MAX)
                 message = msgspec.json.decode(raw, type=WorkerMessage) if raw else None
             except (OSError, msgspec.DecodeError, UnicodeDecodeError):
                 self.kill()
@@ -147,11 +184,13 @@ class Worker:
 
     async def _send(self, datagram: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a datagram; nothing happens when it is dead."""
+        if self._control is None:
+            return
         with contextlib.suppress(OSError):
             await self._control.sendmsg([datagram], encode_descriptors(descriptors) if descriptors else [])
 
-    async def prepare(self, order: PrepareOrder) -> PrepareAnswer:
-        """Have it make a session and hold it, or say that something must be imported first.
+    async def prepare(self, order: PrepareOrder | HoldOrder) -> PrepareAnswer:
+        """Have it make a session and hold it, or open one that is served still, or say what must be imported first.
 
         Raises:
             WorkerFailed: when it can not.
@@ -178,6 +217,7 @@ class Worker:
             ours.send(memory.header.init)
             await self._send(msgspec.json.encode(order), [device, theirs.fileno(), memory.fileno()])
         await self._wait(self._started, "serve")
+        self._serving = True
 
     async def _wait(self, event: trio.Event, purpose: str) -> None:
         """Wait for its answer. It has no event loop yet that could be asked: only one that was stopped is killed."""

@@ -44,14 +44,28 @@ class ServeOrder(msgspec.Struct, frozen=True, tag="serve"):
         resend: Whether a worker that had this device has died and has been reaped.
         blame: How much its death says against what it had in hand (``kitfs.fuse.deliveries``): 2 when it died by its
             own doing, 1 when somebody killed it, 0 when the daemon did so to replace it.
+        socket: Where the daemon listens: whom to turn to when this daemon is gone; empty for nobody.
+        may_start: Whether to start a daemon when none answers there.
     """
 
     session: str
     resend: bool
     blame: int = 1
+    socket: str = ""
+    may_start: bool = False
 
 
-Order = PrepareOrder | ServeOrder
+class HoldOrder(msgspec.Struct, frozen=True, tag="hold"):
+    """Open a session that another worker serves, and answer ``prepared``; its ``ServeOrder`` follows.
+
+    Attributes:
+        session: Which.
+    """
+
+    session: str
+
+
+Order = PrepareOrder | ServeOrder | HoldOrder
 
 
 class WorkerMessage(msgspec.Struct, omit_defaults=True):

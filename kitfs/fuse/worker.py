@@ -34,12 +34,21 @@ from kitfs.calls import PrepareAnswer, PrepareCall
 from kitfs.control import Refusal, parse_descriptors
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
+from kitfs.fuse.adoption import Lifeline, find_daemon
 from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.guard import Counters
 from kitfs.fuse.handover import Handover, run_session
 from kitfs.fuse.memory import COUNTERS, SessionMemory
 from kitfs.fuse.operations import KitOperations
-from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, SERVE_DESCRIPTORS, Order, PrepareOrder, ServeOrder, WorkerMessage
+from kitfs.fuse.orders import (
+    DATAGRAM_SIZE_MAX,
+    SERVE_DESCRIPTORS,
+    HoldOrder,
+    Order,
+    PrepareOrder,
+    ServeOrder,
+    WorkerMessage,
+)
 from kitfs.layer.span_pool import shared_pool
 from kitfs.modelkit.served import NativeShare
 from kitfs.modelkit.sessions import prepare_session
@@ -107,11 +116,18 @@ def receive_order(connection: socket.socket) -> tuple[Order | None, list[int]]:
 
 
 def _carry_out(store: Store, order: Order, descriptors: list[int], connection: socket.socket) -> None:
-    if isinstance(order, ServeOrder):
+    if not isinstance(order, PrepareOrder):
         with store.open_session(order.session) as session:
             logs.name_subject(session.id, session.record.reference, everywhere=True)
             store.quota = parse_quota(session.record.options.size_max)
-            _serve_session(open_view(store, session), order, descriptors, connection)
+            view = open_view(store, session)
+            if isinstance(order, HoldOrder):
+                _say(connection, WorkerMessage(prepared=PrepareAnswer(session.id, session.record.reference)))
+                following, descriptors = receive_order(connection)
+            else:
+                following = order
+            if isinstance(following, ServeOrder):
+                _serve_session(view, session, following, descriptors, connection)
         return
     if _is_import_due(store, order.call):
         _say(connection, WorkerMessage(prepared=PrepareAnswer(import_first=True)))
@@ -123,7 +139,7 @@ def _carry_out(store: Store, order: Order, descriptors: list[int], connection: s
         _say(connection, WorkerMessage(prepared=PrepareAnswer(session.id, session.record.reference)))
         following, descriptors = receive_order(connection)
         if isinstance(following, ServeOrder):
-            _serve_session(view, following, descriptors, connection)
+            _serve_session(view, session, following, descriptors, connection)
         else:
             store.end_session(session.id)
 
@@ -150,7 +166,9 @@ def _prepare(store: Store, order: PrepareOrder) -> HeldSession:
     )
 
 
-def _serve_session(view: View, order: ServeOrder, descriptors: list[int], connection: socket.socket) -> None:
+def _serve_session(
+    view: View, session: HeldSession, order: ServeOrder, descriptors: list[int], connection: socket.socket
+) -> None:
     device, init, memory_fd = descriptors
     memory = SessionMemory.map(memory_fd)
     memory.lock_life()
@@ -159,11 +177,20 @@ def _serve_session(view: View, order: ServeOrder, descriptors: list[int], connec
     if in_hand:
         log.info("the worker before had %d requests in hand", in_hand)
     handover = Handover(device=device, init=init, resend=order.resend)
-    serve(view, handover, connection, deliveries, Counters(memory.counters))
+    lifeline = None
+    if order.socket:
+        home = session.layout.home
+        lifeline = Lifeline(home, Path(order.socket), order.may_start, memory, init, session.fileno())
+    serve(view, handover, connection, deliveries, Counters(memory.counters), lifeline)
 
 
 def serve(
-    view: View, handover: Handover, connection: socket.socket, deliveries: Deliveries, counters: Counters
+    view: View,
+    handover: Handover,
+    connection: socket.socket,
+    deliveries: Deliveries,
+    counters: Counters,
+    lifeline: Lifeline | None = None,
 ) -> None:
     """Serve a view on a connection until that is gone. Runs a trio loop of its own.
 
@@ -173,19 +200,25 @@ def serve(
         connection: The control socket.
         deliveries: Where requests are noted that are in hand.
         counters: Where it counts.
+        lifeline: Whom to turn to when the daemon is gone, None for nobody.
 
     Raises:
         HandoverFailed: when the device can not be taken over.
     """
-    trio.run(_serve, view, handover, connection, deliveries, counters)
+    trio.run(_serve, view, handover, connection, deliveries, counters, lifeline)
 
 
 async def _serve(
-    view: View, handover: Handover, connection: socket.socket, deliveries: Deliveries, counters: Counters
+    view: View,
+    handover: Handover,
+    connection: socket.socket,
+    deliveries: Deliveries,
+    counters: Counters,
+    lifeline: Lifeline | None,
 ) -> None:
     operations = KitOperations(view, handover.take, deliveries, counters)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_answer_daemon, view, handover, connection, operations.counters)
+        nursery.start_soon(_answer_daemons, view, handover, connection, operations.counters, lifeline)
         nursery.start_soon(_warm, view, handover)
         await run_session(operations, handover)
         nursery.cancel_scope.cancel()
@@ -202,13 +235,28 @@ async def _warm(view: View, handover: Handover) -> None:
         log.info("%s", error)  # whoever opens a file of it hears of it
 
 
-async def _answer_daemon(view: View, handover: Handover, connection: socket.socket, counters: Counters) -> None:
-    """Say when it serves, then answer questions; returns when the daemon is gone.
+async def _answer_daemons(
+    view: View, handover: Handover, connection: socket.socket, counters: Counters, lifeline: Lifeline | None
+) -> None:
+    """Say when it serves, then answer one daemon after the other."""
+    await handover.taken.wait()
+    daemon = trio.socket.from_stdlib_socket(connection)
+    with contextlib.suppress(OSError):
+        await daemon.send(b'{"ready": true}')
+    while True:
+        await _answer_daemon(view, daemon, counters)
+        daemon.close()
+        if lifeline is None:
+            return
+        daemon = await find_daemon(lifeline)
+        log.info("another daemon has taken this session over")
+
+
+async def _answer_daemon(view: View, daemon: trio.socket.SocketType, counters: Counters) -> None:
+    """Answer questions; returns when the daemon is gone.
 
     Counters may wait for the index, that it is alive for nothing: a worker on a slow disk is not hung.
     """
-    await handover.taken.wait()
-    daemon = trio.socket.from_stdlib_socket(connection)
 
     async def tell_counters() -> None:
         share = await trio.to_thread.run_sync(_measure_native, view)
@@ -217,7 +265,6 @@ async def _answer_daemon(view: View, handover: Handover, connection: socket.sock
 
     async with trio.open_nursery() as nursery:
         try:
-            await daemon.send(b'{"ready": true}')
             while datagram := await daemon.recv(_QUESTION_SIZE_MAX):
                 match parse_question(datagram):
                     case "stats":

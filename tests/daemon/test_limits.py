@@ -9,6 +9,7 @@ from kitfs import control
 from kitfs.calls import Nothing
 from kitfs.daemon import server
 from kitfs.daemon.forker import Forker
+from kitfs.daemon.keepers import Keepers
 from kitfs.daemon.server import Server
 from kitfs.daemon.table import Table
 
@@ -20,7 +21,7 @@ async def serve(nursery, home, runtime):
     listener = trio.socket.socket(socket.AF_UNIX)
     await listener.bind(str(runtime / "s"))
     listener.listen(100)
-    table = Table(home, Forker(home), nursery)
+    table = Table(home, Keepers(Forker(home)), nursery)
 
     async def run():
         with listener:

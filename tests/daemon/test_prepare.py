@@ -17,6 +17,7 @@ from kitfs.calls import PrepareAnswer, PrepareCall
 from kitfs.client import ImportDue
 from kitfs.daemon import server
 from kitfs.daemon.forker import Forker
+from kitfs.daemon.keepers import Keepers
 from kitfs.daemon.server import Server
 from kitfs.daemon.table import Table
 from kitfs.errors import BusyError, KitfsError, MalformedError, NotFoundError, UsageError
@@ -185,7 +186,7 @@ async def test_a_prepared_session_that_is_not_mounted_in_time_ends(home, runtime
     async with trio.open_nursery() as nursery:
         forker = Forker(home)
         nursery.start_soon(forker.run)
-        nursery.start_soon(Server(Table(home, forker, nursery), str(home), lambda: None).serve, listener)
+        nursery.start_soon(Server(Table(home, Keepers(forker), nursery), str(home), lambda: None).serve, listener)
         with trio.fail_after(60):
             async with await trio.open_unix_socket(str(runtime / "s")) as peer:
                 await peer.send_all(control.encode_call("Prepare", CALL))

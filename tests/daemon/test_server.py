@@ -43,7 +43,7 @@ def is_answered(said: bytes) -> bool:
 def mount(daemon, call: MountCall, descriptor: int) -> None:
     """``Mount`` on a connection that has prepared nothing."""
     with ControlConnection.connect(daemon.path) as connection:
-        connection.call("Mount", call, Nothing, descriptor=descriptor)
+        connection.call("Mount", call, Nothing, descriptors=[descriptor])
 
 
 def memory_kib(pid: int) -> int:
@@ -183,7 +183,7 @@ def test_a_call_that_needs_the_device_and_has_none_is_refused(daemon):
 
 
 def test_several_descriptors_are_refused_and_closed(daemon):
-    """One per call, whether they come at once or piece by piece."""
+    """One per call, four where a session is handed over, whether they come at once or piece by piece."""
     pid = daemon.ping().pid
     before = len(os.listdir(f"/proc/{pid}/fd"))
     with open("/dev/null", "rb") as null:
@@ -192,7 +192,7 @@ def test_several_descriptors_are_refused_and_closed(daemon):
             with pytest.raises(UsageError, match="at most one"):
                 control.parse_answer(receive(peer).rstrip(b"\0"), Nothing)
         with connect(daemon) as peer:
-            for byte in (b"{", b'"'):
+            for byte in (b"{", b'"', b"m", b"e", b"t"):
                 peer.sendmsg([byte], control.encode_descriptors([null.fileno()]))
             with pytest.raises(UsageError, match="at most one"):
                 control.parse_answer(receive(peer).rstrip(b"\0"), Nothing)
