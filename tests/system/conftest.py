@@ -271,7 +271,7 @@ class Booted:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """kitfs as a wheel."""
-    pytest.importorskip("setuptools", minversion="70.1")
+    pytest.importorskip("setuptools", minversion="75")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
