@@ -302,3 +302,46 @@ def test_daemon_without_privilege_lacks_passthrough(machine):
     found = ask(machine)
     assert found["daemon"]["state"] == found["passthrough"]["state"] == "warn"
     assert found["daemon"]["mend"] == found["passthrough"]["mend"] == "kitfs daemon --replace"
+
+
+def test_programs_of_a_user_that_are_missing_or_have_no_privilege_are_named(as_nobody):
+    """fusermount3 that is not setuid can not mount; without fuse-overlayfs nothing is writable, and all else works."""
+    folder = as_nobody.folder / "bin"
+    as_nobody.python("import os, sys; os.mkdir(sys.argv[1])", folder)
+    real = shutil.which("fusermount3")
+    as_nobody.python("import shutil, sys; shutil.copy(*sys.argv[1:])", real, folder / "fusermount3")
+    path = as_nobody.environment["PATH"]
+    as_nobody.prefix[0] = shutil.which("setpriv") or "setpriv"
+    as_nobody.environment["PATH"] = str(folder)
+    found = ask(as_nobody, status=1)
+    assert found["fusermount3"]["state"] == "fail" and "setuid" in found["fusermount3"]["detail"]
+    assert (found["overlay"]["state"], found["overlay"]["mend"]) == ("warn", "sudo apt-get install fuse-overlayfs")
+    subprocess.run(["sh", "-c", found["fusermount3"]["mend"].replace("sudo ", "")], check=True, env={"PATH": path})
+    assert ask(as_nobody)["fusermount3"]["state"] == "ok"
+
+
+def test_others_who_may_not_enter_are_named_and_the_line_lets_them(as_nobody):
+    """A fuse.conf of its own, in a mount namespace of its own, and the line that mends it run there."""
+    conf = as_nobody.folder / "fuse.conf"
+    conf.write_text("# nothing\n")
+    conf.chmod(0o644)
+    as_nobody.prefix[:0] = ["unshare", "-m", "sh", "-c", f'mount --bind {conf} /etc/fuse.conf && exec "$@"', "sh"]
+    found = ask(as_nobody)["others"]
+    assert found["state"] == "warn"
+    mend = found["mend"].replace("sudo ", "").replace("/etc/fuse.conf", str(conf))
+    subprocess.run(["sh", "-c", mend], check=True, stdout=subprocess.DEVNULL)
+    assert ask(as_nobody)["others"]["state"] == "ok"
+
+
+def test_device_that_is_not_there_is_named(machine):
+    """A /dev without it, as in a container: doctor says so and a mount ends with exit code 9."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    (machine.folder / "mnt").mkdir()
+    machine.run("daemon")
+    script = 'mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec "$@"'
+    machine.prefix = ["unshare", "-m", "sh", "-c", script, "sh"]
+    found = ask(machine, status=1)["device"]
+    assert (found["state"], found["mend"]) == ("fail", "sudo modprobe fuse")
+    assert "fuse" in machine.run("mount", "myllm:1", machine.folder / "mnt", status=9).stderr
+    machine.prefix = []
