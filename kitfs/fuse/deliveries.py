@@ -10,18 +10,18 @@ checksum of a name. What lies in ``SessionMemory.deliveries``, integers in the m
 
 *In hand* is noted before the handler runs and cleared when it has its answer; one process writes at a time.
 
-*Blame.* A successor, before it asks for anything, adds to the score of what its predecessor had in hand: 2 when that
+*Blame.* A successor, before it asks for anything, adds to the score of what its predecessor had in hand: 8 when that
 died by its own doing (a crash, a hang, no memory), 1 when somebody killed it, of which a request is rarely the cause.
-Whatever is answered is acquitted: its score is forgotten. At a score of 4 a request is answered EIO without being
-looked at, which is at its third delivery; for a minute, then it is tried again, alone.
+Whatever is answered is acquitted: its score is forgotten. At a score of 16 a request is answered EIO without being
+looked at, which is at its third delivery; for a minute, then it is tried again, alone. Who kills a worker again and
+again as soon as it serves does not get there: the requests that fall to one worker in between are answered.
 
 *Innocents.* Others are in hand when a killer kills, and the next worker may have both in hand too. So what has a score
-of 2 or more runs alone: it waits until nothing else is in hand, and what comes waits for it. If its worker dies, it is
-blamed and nobody else; and nobody is convicted for a death at which others were in hand too. After a mere kill (score
-1) all go on side by side, since running alone would slow down every reader after each kill; it takes two kills in the
-middle of one request before that runs alone, and two more in those milliseconds before it gets EIO. Waiting is bounded
-(``PATIENCE_S``): one that is only slow stops being alone. After an EIO the kernel asks again by smaller READs; those
-that overlap a convicted one run alone, and one fault convicts them.
+of 8 or more runs alone: it waits until nothing else is in hand, and what comes waits for it. If its worker dies, it is
+blamed and nobody else; and nobody is convicted for a death at which others were in hand too. After mere kills (below 8)
+all go on side by side, since running alone would slow down every reader. Waiting is bounded (``PATIENCE_S``): one that
+is only slow stops being alone. After an EIO the kernel asks again by smaller READs; those that overlap a convicted one
+run alone, and one fault convicts them.
 
 Used by ``kitfs.fuse.guard``. All on the trio thread; no checkpoint but where one waits as above.
 """
@@ -39,15 +39,15 @@ SLOTS = 256
 
 SUSPECTS_MAX = 256
 SIZE = 32 << 10
-CONVICTED = 4
-ALONE = 2
+CONVICTED = 16
+ALONE = 8
 CONVICTION_S = 60.0
 """For how long a convicted request is not looked at; the cause, such as too little memory, may be gone then."""
 
 PATIENCE_S = 1.0
 
 KILL_WEIGHT = 1
-FAULT_WEIGHT = 2
+FAULT_WEIGHT = 8
 STALE_S = 600.0
 """A suspect that nobody has asked for again in so long is no suspect for the next worker: its reader is gone."""
 

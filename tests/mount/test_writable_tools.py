@@ -113,7 +113,7 @@ def test_fsx_does_not_notice_that_workers_are_killed(writer, place, wait_for_end
 
 
 def find_said(process: subprocess.Popen[str]) -> str | None:
-    """What a process that has ended said; None if it goes on for a moment: 100 workers within 10 s are given up."""
+    """What a process that has ended said; None if it goes on for a moment, in which no worker is killed."""
     try:
         return process.communicate(timeout=0.15)[0]
     except subprocess.TimeoutExpired:
