@@ -21,7 +21,7 @@ import pytest
 pytestmark = pytest.mark.mount
 
 CAMPAIGN = os.environ.get("KITFS_CAMPAIGN", "") not in ("", "0")
-KILLS = {"worker": 1000, "daemon": 100, "zygote": 100} if CAMPAIGN else {"worker": 12, "daemon": 0, "zygote": 3}
+KILLS = {"worker": 1000, "daemon": 100, "zygote": 100} if CAMPAIGN else {"worker": 12, "daemon": 4, "zygote": 4}
 PAIRS = 0.2
 """Share of the kills that end another process in the same moment."""
 
