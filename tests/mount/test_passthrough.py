@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kitfs.daemon import abilities
 from kitfs.digest import Digest
 from kitfs.store.store import Store
 
@@ -33,14 +34,9 @@ KITFILE = "manifestVersion: 1.0.0\npackage: {name: t}\nmodel: {name: m, path: mo
 @pytest.fixture(autouse=True)
 def extension():
     """Skip where files can not be passed through: without root, the extension, or a kernel that can."""
-    fuse = pytest.importorskip("kitfs.fuse.interpose")
-    if os.geteuid() != 0 or tuple(map(int, os.uname().release.split(".")[:2])) < (6, 9):
-        pytest.skip("needs root and Linux 6.9")
-    with contextlib.ExitStack() as stack:
-        folder = Path(fuse.__file__).parent
-        if os.environ.get(fuse.NO_PASSTHROUGH_VARIABLE) == "1" or not [*folder.glob("_reply_open.*.so")]:
-            stack.close()
-            pytest.skip("kitfs was built without its extension")
+    obstacle = abilities.find_obstacle()
+    if obstacle:
+        pytest.skip(f"files can not be passed through: {obstacle}")
 
 
 @pytest.fixture
@@ -297,7 +293,7 @@ def test_a_user_without_privilege_is_served_as_before(as_nobody, wait_for_end):
     kill_worker(machine, wait_for_end)
     assert int(machine.python("import sys; print(len(open(sys.argv[1], 'rb').read()))", path)) == size == 8 << 20
     assert state.reads > 0
-    assert "off: the daemon has no CAP_SYS_ADMIN" in machine.run("status").stdout
+    assert f"off: {abilities.NO_PRIVILEGE}" in machine.run("status").stdout
 
 
 def test_without_the_extension_all_is_read_through_us(machine, wait_for_end):
@@ -309,4 +305,4 @@ def test_without_the_extension_all_is_read_through_us(machine, wait_for_end):
     assert path.read_bytes() == CONTENT
     assert machine.states()[0].reads > 0
     assert passed_through(machine) == 0
-    assert "off: kitfs was built without its extension" in machine.run("status").stdout
+    assert f"off: {abilities.SWITCHED_OFF}" in machine.run("status").stdout
