@@ -141,6 +141,8 @@ class MountState(msgspec.Struct):
         lookups: Names looked up.
         errors: Requests that failed because something is broken.
         reason: Why it is in its state, where that is not plain: of ``starting`` why no worker serves it.
+        passed_through: Files that are open just now and that the kernel reads by itself.
+        passthrough: Empty unless the kernel has refused a file for a reason that holds for all of the store's.
     """
 
     session: str
@@ -161,6 +163,8 @@ class MountState(msgspec.Struct):
     lookups: int = 0
     errors: int = 0
     reason: str = ""
+    passed_through: int = 0
+    passthrough: str = ""
 
 
 class ListAnswer(msgspec.Struct):

@@ -13,8 +13,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-EXTENSION = "kitfs.fuse._reply_open"
-NO_PASSTHROUGH_VARIABLE = "KITFS_NO_PASSTHROUGH"
+from kitfs.fuse.interpose import EXTENSION, NO_PASSTHROUGH_VARIABLE
+
 PASSTHROUGH_KERNEL = (6, 9)
 
 CAP_SYS_ADMIN = 21

@@ -167,6 +167,11 @@ class Forker:
         self._sending = trio.Lock()
 
     @property
+    def home(self) -> Path:
+        """The store's folder."""
+        return self._home
+
+    @property
     def zygote_pid(self) -> int:
         """Process id of the zygote, 0 while there is none."""
         return self._zygote.pid if self._zygote else 0

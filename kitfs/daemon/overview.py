@@ -39,7 +39,8 @@ class Overview:
         answer = StatusAnswer(__version__, os.getpid(), os.fspath(self.home), os.fspath(self._socket), self._started_s)
         answer.mounts = await self._table.states()
         answer.zygote, answer.zygote_restarts = self._forker.zygote_pid, self._forker.zygote_restarts
-        answer.passthrough = find_obstacle()
+        refused = (mount.passthrough for mount in answer.mounts if mount.passthrough)
+        answer.passthrough = find_obstacle() or next(refused, "")
         answer.metrics, answer.degraded = self.metrics, [*self.lacks]
         if answer.passthrough == NO_PRIVILEGE and os.geteuid() == 0:  # of a daemon that a worker has started
             what = "the daemon has no CAP_SYS_ADMIN, so files that are opened from now on are not passed through"

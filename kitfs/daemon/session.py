@@ -21,16 +21,17 @@ import os
 import select
 import socket
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import trio
 
 from kitfs import logs
 from kitfs.calls import MountState
+from kitfs.daemon.backing import BackingFiles
 from kitfs.daemon.forker import ForkFailed
 from kitfs.daemon.keepers import Keepers
 from kitfs.daemon.kept import KeptSet, open_worker
+from kitfs.daemon.outcome import Death, Outcome
 from kitfs.daemon.procfs import abort_connection
 from kitfs.daemon.supervision import FAILED_START, Backoff, kill_when_hung
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
@@ -38,7 +39,9 @@ from kitfs.errors import FuseError, KitfsError
 from kitfs.fuse import protocol
 from kitfs.fuse.deliveries import FAULT_WEIGHT, KILL_WEIGHT
 from kitfs.fuse.memory import SessionHeader, SessionMemory
+from kitfs.fuse.opentable import count_passed_through
 from kitfs.fuse.orders import HoldOrder, ServeOrder
+from kitfs.store.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,40 +73,6 @@ class SessionLost(KitfsError):
 
 class SessionEnded(KitfsError):
     """The mount went away while it was being made."""
-
-
-@dataclass
-class Outcome:
-    """How the start of a session went: ``done`` is set when it serves, or when it never will (``error``)."""
-
-    done: trio.Event
-    error: KitfsError | None = None
-
-    @property
-    def is_good(self) -> bool:
-        """Whether it serves, or did."""
-        return self.done.is_set() and self.error is None
-
-    def settle(self, error: KitfsError | None = None) -> None:
-        """Set the outcome; the first one counts."""
-        if not self.done.is_set():
-            self.error = error
-            self.done.set()
-
-
-@dataclass(frozen=True)
-class Death:
-    """The end of a worker.
-
-    Attributes:
-        served_s: For how long it had served, below 0 when it could not start.
-        reason: How it came, in words.
-        is_fault: Whether it was its own doing, and not somebody's kill.
-    """
-
-    served_s: float
-    reason: str
-    is_fault: bool
 
 
 class Session:
@@ -140,6 +109,7 @@ class Session:
         self._successor: Worker | None = None
         self._first_state = state
         self._memory: SessionMemory | None = None
+        self._backings: BackingFiles | None = None
         self._patience = trio.CancelScope()
         self._reason = ""
         self._native = 0.0
@@ -150,13 +120,14 @@ class Session:
         """Go on with a mount that another daemon had; with its worker when it lives, else with a new one."""
         header = kept.memory.header
         session = cls(header.mount, kept.device, kept.lock, keepers)
-        session._memory = kept.memory
+        session._use_memory(kept.memory)
         session._began_s = header.began_s
         session._reason = "its worker died while there was no daemon"
         session.outcome.settle()
         found = open_worker(kept.memory)
         if found is not None:
             session._worker = keepers.forker.adopt(*found)
+            session._worker.backings = session._backings
         return session
 
     def attach(self, pid: int, control: socket.socket) -> bool:
@@ -164,7 +135,10 @@ class Session:
         if self._worker is None or self._worker.pid != pid:
             control.close()
             return False
-        return self._worker.attach(trio.socket.from_stdlib_socket(control))
+        is_ours = self._worker.attach(trio.socket.from_stdlib_socket(control))
+        if is_ours and self._backings is not None:
+            self._backings.sweep()  # it knows of no answer of another daemon any more that it has not used
+        return is_ours
 
     def copies(self) -> KeptSet | None:
         """What keeps it alive, still its own; None while it has not begun, or has ended."""
@@ -219,6 +193,8 @@ class Session:
             self.outcome.settle(DeviceUnusable(f"the FUSE device can not be used: {group.exceptions[0]}"))
         finally:
             await self._end_worker()
+            if self._backings is not None:
+                self._backings.close()
             memory, self._memory = self._memory, None  # whoever asks for the state meanwhile reads no closed map
             with trio.CancelScope(shield=True):
                 await self._keepers.drop(self.id)
@@ -250,13 +226,18 @@ class Session:
             KitfsError: why the first worker could not start.
         """
         is_adopted = self._memory is not None
-        memory = self._memory = self._memory or await self._answer_init()
+        memory = self._memory or self._use_memory(await self._answer_init())
         await self._keepers.keep(KeptSet(self._device, memory, self._lock))
         with self._patience:
             await self._follow_workers(memory, is_adopted=is_adopted)
         if self._patience.cancelled_caught:
             within = f"{self._forker.limits.no_worker_s:g} s"
             raise SessionLost(f"no worker has served it for {within}: {self._reason or 'none has started'}")
+
+    def _use_memory(self, memory: SessionMemory) -> SessionMemory:
+        self._memory = memory
+        self._backings = BackingFiles(Layout(self._forker.home), self._device, memory.opens)
+        return memory
 
     async def _follow_workers(self, memory: SessionMemory, *, is_adopted: bool) -> None:
         backoff = Backoff()
@@ -349,6 +330,9 @@ class Session:
         worker = self._worker
         if worker is None or (worker.dead.is_set() and order.resend):
             worker, self._successor = self._successor or await self._forker.fork(), None
+            if self._backings is not None:
+                self._backings.sweep()
+        worker.backings = self._backings
         return worker
 
     def _begin_patience(self) -> None:
@@ -394,6 +378,8 @@ class Session:
             if stats.state != "starting":
                 self._native = stats.native
             state.native = self._native
+            state.passed_through = count_passed_through(self._memory.opens) if self._memory else 0
+            state.passthrough = self._backings.obstacle if self._backings else ""
             for name, count in (self._memory.read_counters() if self._memory else {}).items():
                 setattr(state, name, count)
         return state

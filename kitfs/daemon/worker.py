@@ -17,11 +17,12 @@ import trio
 
 from kitfs.calls import PrepareAnswer
 from kitfs.control import Refusal, encode_descriptors
+from kitfs.daemon.backing import BackingFiles
 from kitfs.daemon.limits import HUNG_S
 from kitfs.daemon.procfs import STOPPED, count_memory_kills, find_state
 from kitfs.errors import KitfsError
 from kitfs.fuse.memory import SessionMemory
-from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, HoldOrder, PrepareOrder, ServeOrder, WorkerMessage
+from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, BackingCall, HoldOrder, PrepareOrder, ServeOrder, WorkerMessage
 
 START_TIMEOUT_S = 60.0
 """For one order. A worker builds its tree: 0.02 s for a kit of 12 files, some seconds for a million."""
@@ -57,6 +58,7 @@ class Worker:
         dead: Set when it is gone and reaped.
         attached: Set when it has a control socket.
         exit_code: Its exit code, minus a signal, or None when nobody could tell.
+        backings: Who makes files known to the kernel for it.
     """
 
     def __init__(self, pid: int, pidfd: int, control: trio.socket.SocketType | None, *, hung_s: float = HUNG_S) -> None:
@@ -82,6 +84,7 @@ class Worker:
         self._serving = control is None
         self._hung = False
         self._memory_kills = count_memory_kills()
+        self.backings: BackingFiles | None = None
 
     @property
     def is_serving(self) -> bool:
@@ -128,7 +131,7 @@ class Worker:
     async def watch(self) -> None:
         """Follow it until it is dead and reaped. Started once, by the forker."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
+            nursery.start_soon(self._listen, nursery)
             await trio.lowlevel.wait_readable(self._pidfd)
             await self._parent_has_spoken.wait()
             await self._wait_reaped()
@@ -157,7 +160,12 @@ class Worker:
                     signal.pidfd_send_signal(self._pidfd, 0)
                     await trio.sleep(0.001)
 
-    async def _listen(self) -> None:
+    async def _answer_backing(self, call: BackingCall) -> None:
+        answer = await self.backings.answer(call) if self.backings else None
+        if answer is not None:
+            await self._send(msgspec.json.encode(answer))
+
+    async def _listen(self, nursery: trio.Nursery) -> None:
         await self.attached.wait()
         control = self._control
         while control is not None:
@@ -178,6 +186,8 @@ class Worker:
                 self._started.set()
             elif message.alive:
                 self._alive.set()
+            elif message.backing:
+                nursery.start_soon(self._answer_backing, message.backing)
             else:
                 self._stats = message
                 self._stats_came.set()

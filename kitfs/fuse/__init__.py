@@ -2,3 +2,7 @@
 
 Only ``kitfs.daemon`` imports from here. Nothing here decides what a ModelKit looks like: that is ``kitfs.modelkit``.
 """
+
+from kitfs.fuse import interpose
+
+interpose.load()  # before any module of ours imports pyfuse3

@@ -17,19 +17,25 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import pyfuse3
 import trio
 
+from kitfs.fuse import interpose
 from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.guard import Counters, ReadShort, guard
+from kitfs.fuse.memory import OPENS_SIZE
+from kitfs.fuse.opentable import OpenTable
+from kitfs.fuse.passthrough import BackingClient, OpenModes
 from kitfs.layer.reader import PendingRead
 from kitfs.layer.span_pool import shared_pool
 from kitfs.modelkit.served import Attributes, OpenFile
 from kitfs.modelkit.tree import NodeKind, NodeNotFound
 from kitfs.modelkit.view import View
+from kitfs.store.backing import Backing
 
 THREADS = max(4, 2 * (os.cpu_count() or 1))
 """Two per core, because they also wait for the disk."""
@@ -51,6 +57,8 @@ _OPEN_FILES_MAX = 512
 _TYPES = {NodeKind.FILE: stat.S_IFREG, NodeKind.DIRECTORY: stat.S_IFDIR, NodeKind.SYMLINK: stat.S_IFLNK}
 
 _Result = TypeVar("_Result")
+
+_reply_open = interpose.load()
 
 
 @dataclass(slots=True)
@@ -103,6 +111,8 @@ class KitOperations(ReadOnlyOperations):
         on_init: Callable[[], None] = lambda: None,
         deliveries: Deliveries | None = None,
         counters: Counters | None = None,
+        opens: memoryview | None = None,
+        client: BackingClient | None = None,
     ) -> None:
         """Serve a view.
 
@@ -111,12 +121,16 @@ class KitOperations(ReadOnlyOperations):
             on_init: Called when libfuse has read INIT, before it reads anything else.
             deliveries: Where requests are noted that are in hand.
             counters: Where it counts; None for itself.
+            opens: Where the open table lies; None keeps it in this process.
+            client: Who asks the daemon for backing files; None for nobody.
         """
         super().__init__()
         self.counters = Counters() if counters is None else counters
         self.deliveries = Deliveries() if deliveries is None else deliveries
         self._view = view
         self._on_init = on_init
+        table = OpenTable(memoryview(bytearray(OPENS_SIZE)) if opens is None else opens)
+        self._modes = OpenModes(table, client or BackingClient("nobody to ask"), self._find_backing)
         self._files: dict[int, _Held] = {}
         self._limiter = trio.CapacityLimiter(THREADS)
 
@@ -143,12 +157,20 @@ class KitOperations(ReadOnlyOperations):
         return pyfuse3.FileNameT(await self._ask(self._view.read_link, inode))
 
     async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
-        """Open a file, for reading only; its pages in the page cache stay."""
+        """Open a file, for reading only; its pages in the page cache stay, or are those of the file in the store."""
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
-        held = self._files.get(inode) or await self._open(inode)
-        held.opens += 1
+        backing_id = await self._modes.open(inode)
+        if not backing_id:
+            try:
+                held = self._files.get(inode) or await self._open(inode)
+            except BaseException:
+                self._modes.close(inode)
+                raise
+            held.opens += 1
         self.counters.opens += 1
+        if _reply_open is not None:
+            _reply_open.mark(inode, backing_id)  # no checkpoint until pyfuse3 has answered
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> Any:
@@ -169,7 +191,8 @@ class KitOperations(ReadOnlyOperations):
         return data
 
     async def release(self, fh: int) -> None:
-        """A descriptor was closed. Those that a dead worker had opened are not counted and find the file again."""
+        """A descriptor was closed, and the last map of it. What a dead worker had opened finds its file again."""
+        trio.lowlevel.current_trio_token().run_sync_soon(self._modes.close, fh)  # when pyfuse3 has answered
         held = self._files.get(fh)
         if held is not None:
             held.opens -= 1
@@ -224,6 +247,11 @@ class KitOperations(ReadOnlyOperations):
         if len(self._files) >= _OPEN_FILES_MAX:
             del self._files[next(iter(self._files))]
         return self._files.setdefault(inode, held)
+
+    async def _find_backing(self, inode: int, renew: bool) -> Backing | None:
+        if renew or self._view.blocking:
+            return await self._in_thread(partial(self._view.find_backing, inode, renew=renew))
+        return self._view.find_backing(inode)
 
     def _entries_after(self, inode: int, after: int) -> Iterable[tuple[bytes, Attributes, int]]:
         entries = islice(self._view.iter_directory(inode, after), _READDIR_ENTRIES)

@@ -8,10 +8,14 @@ socket is closed before that ends. Used by ``kitfs.fuse.worker`` and ``kitfs.dae
 
 from __future__ import annotations
 
+import errno
+import os
+
 import msgspec
 
 from kitfs.calls import PrepareAnswer, PrepareCall
 from kitfs.control import Refusal
+from kitfs.store.backing import Backing
 
 DATAGRAM_SIZE_MAX = 64 << 10
 """Longest datagram: a reference and two paths of 4096 bytes, each byte six as JSON writes the oddest."""
@@ -67,6 +71,51 @@ class HoldOrder(msgspec.Struct, frozen=True, tag="hold"):
 
 Order = PrepareOrder | ServeOrder | HoldOrder
 
+FOR_THIS_FILE = frozenset(
+    {errno.ENOENT, errno.ESTALE, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINVAL, errno.EIO}
+)
+"""Errors of a ``BackingCall`` after which other files are asked for; after any other none is."""
+
+_OBSTACLES = {
+    errno.EPERM: "the daemon has no CAP_SYS_ADMIN",
+    errno.ELOOP: "the store lies on a stacked file system, such as an overlay",
+    errno.EOPNOTSUPP: "this kernel passes no files through (before Linux 6.9)",
+    errno.ENOTTY: "this kernel passes no files through (before Linux 6.9)",
+}
+
+
+def describe_obstacle(number: int) -> str:
+    """Why no file is passed through, in words."""
+    return _OBSTACLES.get(number) or os.strerror(number)
+
+
+class BackingCall(msgspec.Struct, omit_defaults=True):
+    """Worker to daemon: make a file known to the kernel, or take one back.
+
+    Attributes:
+        number: Chosen by the worker, comes back in the answer.
+        backing: Which file.
+        give_back: The id of one that no open file uses any more; there is no answer.
+    """
+
+    number: int = 0
+    backing: Backing | None = None
+    give_back: int = 0
+
+
+class BackingAnswer(msgspec.Struct, omit_defaults=True):
+    """Daemon to worker: the id of a file, or why there is none (errno).
+
+    Attributes:
+        number: Of the call.
+        backing_id: By which number the kernel knows the file.
+        error: Why it does not.
+    """
+
+    number: int
+    backing_id: int = 0
+    error: int = 0
+
 
 class WorkerMessage(msgspec.Struct, omit_defaults=True):
     """What a worker says: what it has prepared, that it serves, why it can not, that it is alive, or how its mount is.
@@ -78,6 +127,7 @@ class WorkerMessage(msgspec.Struct, omit_defaults=True):
         ready: Answer to a ``ServeOrder``: reads work.
         failed: Why it ends.
         alive: Answer to ``{"probe": true}``, given by its event loop at once.
+        backing: What it asks for itself, at any time.
         native: Share of the bytes shown that are plain files in the store.
         state: ``lazy``, ``partial`` or ``native``.
     """
@@ -86,5 +136,6 @@ class WorkerMessage(msgspec.Struct, omit_defaults=True):
     ready: bool = False
     failed: Refusal | None = None
     alive: bool = False
+    backing: BackingCall | None = None
     native: float = 0.0
     state: str = "lazy"

@@ -35,6 +35,10 @@ MAX_PAGES = 256
 MAX_WRITE = 4096
 """The kernel's minimum: nothing is ever written."""
 
+MAX_STACK_DEPTH = 1
+"""How many stacked file systems a file may lie on that is passed through: none but ours, which leaves room for one
+overlayfs on top; with 2 the kernel forbids that."""
+
 _OPCODE_INIT = 26
 _PROTOCOL = (7, 38)
 _OLDEST_MINOR = 23
@@ -42,7 +46,7 @@ _IN_HEADER = struct.Struct("=IIQQIIIHH")
 _INIT_IN = struct.Struct("=IIII")
 _FLAGS = struct.Struct("=I")
 _OUT_HEADER = struct.Struct("=IiQ")
-_INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
+_INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 _FLAGS_AT = _IN_HEADER.size + 12
 _FLAGS2_AT = _IN_HEADER.size + 16
 
@@ -81,11 +85,13 @@ WANTED = (
     | InitFlag.CACHE_SYMLINKS
     | InitFlag.EXPLICIT_INVAL_DATA
     | InitFlag.INIT_EXT
+    | InitFlag.PASSTHROUGH
 )
 """What kitfs asks for when the kernel offers it.
 
 READDIRPLUS without READDIRPLUS_AUTO, because pyfuse3 serves no plain READDIR and overlayfs would get ENOSYS from it;
-content never changes, so data is never invalidated by a changed mtime.
+content never changes, so data is never invalidated by a changed mtime. PASSTHROUGH without WRITEBACK_CACHE, which would
+disable it.
 """
 
 
@@ -186,13 +192,17 @@ def encode_init_reply(request: InitRequest) -> bytes:
         MAX_PAGES if flags & InitFlag.MAX_PAGES else 0,
         0,
         flags >> 32,
+        MAX_STACK_DEPTH if flags & InitFlag.PASSTHROUGH else 0,
     )
     return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), 0, request.unique) + body
 
 
 def mask_init(request: InitRequest, negotiated: InitFlag) -> bytes:
-    """The request as a worker's libfuse must see it: it offers only what was negotiated with the kernel."""
-    flags = int(request.flags & negotiated)
+    """The request as a worker's libfuse must see it: it offers only what was negotiated with the kernel.
+
+    Not PASSTHROUGH, which is done behind libfuse's back.
+    """
+    flags = int(request.flags & negotiated & ~InitFlag.PASSTHROUGH)
     copy = bytearray(request.raw)
     _FLAGS.pack_into(copy, _FLAGS_AT, flags & 0xFFFFFFFF)
     if len(copy) >= _FLAGS2_AT + _FLAGS.size:

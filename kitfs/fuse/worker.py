@@ -34,6 +34,7 @@ from kitfs.calls import PrepareAnswer, PrepareCall
 from kitfs.control import Refusal, parse_descriptors
 from kitfs.digest import Digest
 from kitfs.errors import KitfsError
+from kitfs.fuse import interpose
 from kitfs.fuse.adoption import Lifeline, find_daemon
 from kitfs.fuse.deliveries import Deliveries
 from kitfs.fuse.guard import Counters
@@ -43,12 +44,14 @@ from kitfs.fuse.operations import KitOperations
 from kitfs.fuse.orders import (
     DATAGRAM_SIZE_MAX,
     SERVE_DESCRIPTORS,
+    BackingAnswer,
     HoldOrder,
     Order,
     PrepareOrder,
     ServeOrder,
     WorkerMessage,
 )
+from kitfs.fuse.passthrough import BackingClient
 from kitfs.layer.span_pool import shared_pool
 from kitfs.modelkit.served import NativeShare
 from kitfs.modelkit.sessions import prepare_session
@@ -181,7 +184,7 @@ def _serve_session(
     if order.socket:
         home = session.layout.home
         lifeline = Lifeline(home, Path(order.socket), order.may_start, memory, init, session.fileno())
-    serve(view, handover, connection, deliveries, Counters(memory.counters), lifeline)
+    serve(view, handover, connection, deliveries, Counters(memory.counters), lifeline, memory.opens)
 
 
 def serve(
@@ -191,6 +194,7 @@ def serve(
     deliveries: Deliveries,
     counters: Counters,
     lifeline: Lifeline | None = None,
+    opens: memoryview | None = None,
 ) -> None:
     """Serve a view on a connection until that is gone. Runs a trio loop of its own.
 
@@ -201,24 +205,26 @@ def serve(
         deliveries: Where requests are noted that are in hand.
         counters: Where it counts.
         lifeline: Whom to turn to when the daemon is gone, None for nobody.
+        opens: Where the open table lies, None for one of its own.
 
     Raises:
         HandoverFailed: when the device can not be taken over.
     """
-    trio.run(_serve, view, handover, connection, deliveries, counters, lifeline)
+    client = BackingClient("the extension is not there" if interpose.load() is None else "")
+    operations = KitOperations(view, handover.take, deliveries, counters, opens, client)
+    trio.run(_serve, view, handover, connection, operations, client, lifeline)
 
 
 async def _serve(
     view: View,
     handover: Handover,
     connection: socket.socket,
-    deliveries: Deliveries,
-    counters: Counters,
+    operations: KitOperations,
+    client: BackingClient,
     lifeline: Lifeline | None,
 ) -> None:
-    operations = KitOperations(view, handover.take, deliveries, counters)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_answer_daemons, view, handover, connection, operations.counters, lifeline)
+        nursery.start_soon(_answer_daemons, view, handover, connection, operations.counters, client, lifeline)
         nursery.start_soon(_warm, view, handover)
         await run_session(operations, handover)
         nursery.cancel_scope.cancel()
@@ -236,7 +242,12 @@ async def _warm(view: View, handover: Handover) -> None:
 
 
 async def _answer_daemons(
-    view: View, handover: Handover, connection: socket.socket, counters: Counters, lifeline: Lifeline | None
+    view: View,
+    handover: Handover,
+    connection: socket.socket,
+    counters: Counters,
+    client: BackingClient,
+    lifeline: Lifeline | None,
 ) -> None:
     """Say when it serves, then answer one daemon after the other."""
     await handover.taken.wait()
@@ -244,7 +255,8 @@ async def _answer_daemons(
     with contextlib.suppress(OSError):
         await daemon.send(b'{"ready": true}')
     while True:
-        await _answer_daemon(view, daemon, counters)
+        client.descriptor = daemon.fileno()
+        await _answer_daemon(view, daemon, counters, client)
         daemon.close()
         if lifeline is None:
             return
@@ -252,7 +264,7 @@ async def _answer_daemons(
         log.info("another daemon has taken this session over")
 
 
-async def _answer_daemon(view: View, daemon: trio.socket.SocketType, counters: Counters) -> None:
+async def _answer_daemon(view: View, daemon: trio.socket.SocketType, counters: Counters, client: BackingClient) -> None:
     """Answer questions; returns when the daemon is gone.
 
     Counters may wait for the index, that it is alive for nothing: a worker on a slow disk is not hung.
@@ -271,8 +283,17 @@ async def _answer_daemon(view: View, daemon: trio.socket.SocketType, counters: C
                         nursery.start_soon(tell_counters)
                     case "probe":
                         await daemon.send(b'{"alive": true}')
+                    case _:
+                        take_backing_answer(datagram, client)
         except OSError as error:
             log.info("the daemon is gone: %s", error)
+        client.lose_daemon()
+
+
+def take_backing_answer(datagram: bytes, client: BackingClient) -> None:
+    """Hand on the answer to a question of ours; anything else is passed over."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        client.take(msgspec.json.decode(datagram, type=BackingAnswer))
 
 
 def parse_question(datagram: bytes) -> str:

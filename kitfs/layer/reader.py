@@ -37,6 +37,7 @@ from kitfs.layer.span_reader import BlobSource, SpanReader
 from kitfs.layer.spans import first_spans
 from kitfs.layer.split_member import SplitMember, is_split
 from kitfs.oci.mediatype import Compression
+from kitfs.store.backing import Backing
 from kitfs.store.errors import BlobIsSplit, BlobNotFound, LayerNotIndexed
 from kitfs.store.records import KIND_FILE, TocMember
 from kitfs.store.store import Store
@@ -253,6 +254,31 @@ class LayerReader:
         if self._lazy is not None:
             return "partial" if self._lazy.has_partial(index) else "lazy"
         return "partial" if self._materialiser is not None and self._materialiser.is_running else "lazy"
+
+    def find_backing(self, index: int, *, renew: bool = False) -> Backing | None:
+        """The plain file that holds a member and nothing else, as long as it is trusted; counts as a use of it.
+
+        Args:
+            index: Which.
+            renew: Whether a member's file that is not as it was when it was verified is hashed, which takes its time,
+                and trusted again when its bytes are right.
+
+        Raises:
+            IndexError: when there is no such member.
+            RecordCorrupt, IndexFailed, IndexCorrupt, StoreWriteFailed: when the index can not tell.
+        """
+        member = self.toc[index]
+        if self._source is not None and self.record.format == "raw":
+            return self._store.find_backing("blobs", self.layer)
+        if member.digest is None:
+            return None
+        digest = Digest.from_raw(member.digest)
+        found = self._store.find_backing("members", digest)
+        if found is None and renew and self._store.restamp_member(digest):
+            found = self._store.find_backing("members", digest)
+        if found is not None:
+            self._store.note_use(digest)
+        return found
 
     @property
     def is_materialisable(self) -> bool:

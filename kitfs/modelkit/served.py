@@ -19,6 +19,7 @@ from kitfs.modelkit.tree import InlineContent, MemberContent, Modes, Node, NodeK
 
 if TYPE_CHECKING:
     from kitfs.digest import Digest
+    from kitfs.store.backing import Backing
     from kitfs.store.store import Store
 
 MEASURED_MAX = 4096
@@ -267,6 +268,23 @@ class ServedKit:
         if isinstance(node.content, MemberContent):
             return self._reader(node.content.layer).find_state(node.content.index)
         return "native"
+
+    def find_backing(self, inode: int, *, renew: bool = False) -> Backing | None:
+        """The plain file in the store that is the file shown, as long as it is trusted; None for what has none.
+
+        Args:
+            inode: Which.
+            renew: Whether one that was changed since is hashed, and trusted again when its bytes are right.
+
+        Raises:
+            NodeNotFound: when the inode is not one of this ModelKit's.
+            LayerNotIndexed: when the layer is gone from the store.
+        """
+        node = self.node(inode)
+        if node.kind is not NodeKind.FILE or not isinstance(node.content, MemberContent):
+            return None
+        found = self._reader(node.content.layer).find_backing(node.content.index, renew=renew)
+        return found if found is None or found.stamp.size == node.size else None
 
     def measure_native(self) -> NativeShare:
         """How much is plain files in the store, of the ``MEASURED_MAX`` largest of the first files; may block.

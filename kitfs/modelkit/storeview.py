@@ -29,6 +29,7 @@ from kitfs.oci.manifest import parse_manifest
 from kitfs.oci.reference import DEFAULT_HOST, UNNAMED_REPOSITORY, Reference
 
 if TYPE_CHECKING:
+    from kitfs.store.backing import Backing
     from kitfs.store.sessions import HeldSession
     from kitfs.store.store import Store
 
@@ -208,6 +209,14 @@ class StoreView:
             NodeNotFound: when there is no such inode.
         """
         return None if inode in self._above else self._kit_of(inode).state(inode)
+
+    def find_backing(self, inode: int, *, renew: bool = False) -> Backing | None:
+        """The trusted plain file in the store that is the file shown; see ``ServedKit.find_backing``.
+
+        Raises:
+            NodeNotFound: when there is no such inode.
+        """
+        return None if inode in self._above else self._kit_of(inode).find_backing(inode, renew=renew)
 
     def warm(self) -> None:
         """Nothing: which ModelKits are wanted is not known."""

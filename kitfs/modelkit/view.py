@@ -21,6 +21,7 @@ from kitfs.modelkit.sessions import SessionUnsupported
 from kitfs.modelkit.tree import Modes, build_tree
 
 if TYPE_CHECKING:
+    from kitfs.store.backing import Backing
     from kitfs.store.sessions import HeldSession, SessionRecord
     from kitfs.store.store import Store
 
@@ -69,6 +70,9 @@ class View(Protocol):
 
     def state(self, inode: int) -> str | None:
         """How a file would be read now: ``lazy``, ``partial`` or ``native``; None for what is no file."""
+
+    def find_backing(self, inode: int, *, renew: bool = False) -> Backing | None:
+        """The trusted plain file in the store that is the file shown; blocks in any view with ``renew``."""
 
     def measure_native(self) -> NativeShare:
         """How much of what is shown is plain files in the store; may block in any view."""
@@ -146,6 +150,14 @@ class KitView:
             NodeNotFound: when there is no such inode.
         """
         return self._kit.state(inode)
+
+    def find_backing(self, inode: int, *, renew: bool = False) -> Backing | None:
+        """The trusted plain file in the store that is the file shown; see ``ServedKit.find_backing``.
+
+        Raises:
+            NodeNotFound: when there is no such inode.
+        """
+        return self._kit.find_backing(inode, renew=renew)
 
     def measure_native(self) -> NativeShare:
         """How much of what is shown is plain files in the store.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kitfs.digest import Digest
 from kitfs.store import catalog, schema, tags
+from kitfs.store.backing import Backing
 from kitfs.store.errors import (
     BlobCorrupt,
     BlobIsSplit,
@@ -305,8 +306,7 @@ class StoreReads:
         Raises:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
-        record = self.find_member(digest)
-        return record is not None and matches(record.stamp, find_status(self.layout.member(digest)))
+        return self.find_backing("members", digest) is not None
 
     def is_trusted(self, digest: Digest) -> bool:
         """Whether a blob's file looks as it did when it was last verified; linked and split blobs never are.
@@ -314,13 +314,23 @@ class StoreReads:
         Raises:
             RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
         """
-        record = self.find_blob(digest)
-        if record is None or record.form != "whole":
-            return False
-        try:
-            return matches(record.stamp, os.lstat(self.layout.blob(digest)))
-        except OSError:
-            return False
+        return self.find_backing("blobs", digest) is not None
+
+    def find_backing(self, kind: Literal["blobs", "members"], digest: Digest) -> Backing | None:
+        """The file of a blob or a member when it is trusted, that is, looks as it did when it was last verified.
+
+        Raises:
+            RecordCorrupt, IndexFailed, IndexCorrupt: when the index can not tell.
+        """
+        if kind == "members":
+            member = self.find_member(digest)
+            stamp, path = (member.stamp if member else None), self.layout.member(digest)
+        else:
+            blob = self.find_blob(digest)
+            stamp, path = (blob.stamp if blob and blob.form == "whole" else None), self.layout.blob(digest)
+        if stamp is None or not matches(stamp, find_status(path)):
+            return None
+        return Backing(kind, str(digest), stamp)
 
 
 def _read_whole(fd: int, digest: Digest, limit: int) -> bytes:

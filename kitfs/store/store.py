@@ -126,6 +126,10 @@ class Store(StoreReads):
         self._uses.note(digest)
         return fd, is_trusted
 
+    def note_use(self, digest: Digest) -> None:
+        """A member is used without being opened here: it is not among the first that are evicted."""
+        self._uses.note(digest)
+
     def make_room(self, size: int) -> bool:
         """See that ``size`` more bytes of members fit ``quota``, evicting the least recently used that nobody needs.
 

@@ -164,6 +164,9 @@ class SampleView:
     def state(self, inode: int) -> str | None:
         return self.open(inode).state if self.attributes(inode).kind is NodeKind.FILE else None
 
+    def find_backing(self, inode: int, *, renew: bool = False) -> None:
+        """No file is a plain file."""
+
     def warm(self) -> None:
         """Nothing is read ahead."""
 

@@ -49,18 +49,18 @@ def test_reply_has_the_64_byte_form_and_the_negotiated_numbers():
     reply = encode_init_reply(parse_init(_init(unique=11)))
     assert len(reply) == 16 + 64
     assert struct.unpack_from("=IiQ", reply) == (80, 0, 11)
-    major, minor, readahead, flags, background, congestion, write, gran, pages, align, flags2 = struct.unpack_from(
-        "=IIIIHHIIHHI", reply, 16
+    major, minor, readahead, flags, background, congestion, write, gran, pages, align, flags2, stack_depth = (
+        struct.unpack_from("=IIIIHHIIHHII", reply, 16)
     )
     assert (major, minor) == (7, 38)
     assert readahead == 4 * 1024 * 1024
     assert (background, congestion, write, gran, pages, align) == (64, 48, 4096, 1, 256, 0)
-    assert flags2 == 0
+    assert (flags2, stack_depth) == (InitFlag.PASSTHROUGH >> 32, 1)
     for on in ("ASYNC_READ", "DO_READDIRPLUS", "PARALLEL_DIROPS", "MAX_PAGES", "EXPLICIT_INVAL_DATA", "INIT_EXT"):
         assert flags & InitFlag[on], on
     for off in ("READDIRPLUS_AUTO", "WRITEBACK_CACHE", "AUTO_INVAL_DATA"):
         assert not flags & InitFlag[off], off
-    assert reply[16 + 36 :] == bytes(28)
+    assert reply[16 + 40 :] == bytes(24)
 
 
 def test_reply_asks_for_nothing_that_was_not_offered():
@@ -68,13 +68,14 @@ def test_reply_asks_for_nothing_that_was_not_offered():
     reply = encode_init_reply(parse_init(_init(minor=30, flags=0, extended=False)))
     assert struct.unpack_from("=IIII", reply, 16) == (7, 30, 4 * 1024 * 1024, 0)
     assert struct.unpack_from("=HH", reply, 16 + 28) == (0, 0)
+    assert struct.unpack_from("=I", reply, 16 + 36) == (0,)
 
 
 def test_masked_copy_differs_in_flags_only():
-    """libfuse sees the kernel's request with the flags of both words cut to what was negotiated."""
+    """libfuse sees the kernel's request with the flags of both words cut to what was negotiated, but passthrough."""
     request = parse_init(_init())
     copy = mask_init(request, negotiate(request))
-    assert parse_init(copy).flags == negotiate(request)
+    assert parse_init(copy).flags == negotiate(request) & ~InitFlag.PASSTHROUGH
     assert copy[:52] == request.raw[:52]
     assert copy[60:] == request.raw[60:]
 
