@@ -169,6 +169,19 @@ def test_a_read_that_crashes_workers_is_refused(faulty):
     assert state.restarts == 2
 
 
+def test_a_crashing_file_that_is_read_through_the_page_cache_is_refused(faulty):
+    """After the EIO of its read-ahead the kernel asks by page: few workers die, and read and map end in errors."""
+    copied = subprocess.run(["cat", str(faulty.place / "crash.bin")], capture_output=True, timeout=60, check=False)
+    assert copied.stdout == b"" and b"Input/output error" in copied.stderr
+    code = "import mmap, sys; file = open(sys.argv[1]); print(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)[40000])"
+    command = [sys.executable, "-c", code, str(faulty.place / "crash.bin")]
+    mapped = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert mapped.returncode == -signal.SIGBUS
+    (state,) = faulty.states()
+    assert 2 <= state.restarts <= 8
+    assert (faulty.place / "good.bin").read_bytes() == GOOD
+
+
 def test_readers_beside_a_read_that_crashes_workers_have_their_bytes(faulty):
     """Processes that read and read again while others ask for what kills: no error, no wrong byte."""
     stop = threading.Event()
