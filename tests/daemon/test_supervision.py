@@ -35,12 +35,11 @@ def ends(process) -> Iterator[tuple[Worker, socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         theirs.send(b'{"ready": true}')
-        control = trio.socket.from_stdlib_socket(ours.dup())
+        control = trio.socket.from_stdlib_socket(ours)
         pidfd = os.pidfd_open(process.pid)
         worker = Worker(process.pid, pidfd, control, hung_s=3 * PART_S)
         worker.note_orphaned()
         yield worker, theirs
-        control.close()
         if not worker.dead.is_set():
             os.close(pidfd)
 
