@@ -97,6 +97,25 @@ def test_a_stopped_worker_is_killed_and_followed(patient, weights, wait_for_end)
     assert state.restarts == 1
 
 
+def test_a_user_without_privilege_has_the_same(as_nobody, wait_for_end):
+    """Killed and stopped workers of a user's daemon are replaced as root's are."""
+    as_nobody.environment["KITFS_HUNG_S"] = str(HUNG_S)
+    place = as_nobody.folder / "mnt"
+    as_nobody.python("import os, sys; os.mkdir(sys.argv[1])", place)
+    as_nobody.run("mount", "myllm:1", place)
+    read = "import sys; print(len(open(sys.argv[1], 'rb').read()))"
+    expected = as_nobody.python(read, place / "weights.bin")
+    worker = 0
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        worker = wait_for_worker(as_nobody, other_than=worker)
+        os.kill(worker, number)
+        as_nobody.python("import os, sys; os.getxattr(sys.argv[1], 'user.kitfs.state')", place / "weights.bin")
+        assert as_nobody.python(read, place / "weights.bin") == expected
+        wait_for_end(worker)
+    (state,) = as_nobody.states()
+    assert state.restarts == 2
+
+
 def test_a_hung_event_loop_is_killed_and_the_read_refused(faulty):
     """A read that hangs the event loop is EIO at its third delivery, and all else is served."""
     with reading(faulty.place / "hang.bin") as hung:
