@@ -41,6 +41,15 @@ def has_no_new_privileges() -> bool:
     return "NoNewPrivs:\t1" in lines
 
 
+def cpu_wait_s(pid: int) -> float:
+    """For how long all threads of a process together were ready to run and had no core (``schedstat``)."""
+    waited_ns = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):
+            waited_ns += int(path.read_text("ascii").split()[1])
+    return waited_ns / 1e9
+
+
 def count_memory_kills() -> int:
     """How many processes the kernel has killed for want of memory, in a cgroup or in the machine (``oom_kill``)."""
     try:

@@ -10,7 +10,7 @@ from collections import deque
 
 import trio
 
-from kitfs.daemon.procfs import WAITS_FOR_DISK, find_state
+from kitfs.daemon.procfs import WAITS_FOR_DISK, cpu_wait_s, find_state
 from kitfs.daemon.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -19,8 +19,9 @@ _PARTS = 3
 """The time is cut in parts, and one that is over without an answer is not enough: a daemon that was stopped itself
 finds its time over when it goes on, and the answer there."""
 
-_DISK_PATIENCE = 6
-"""So many times as long may a worker take whose event loop waits for the disk (state D): killing it helps nobody."""
+_PATIENCE = 6
+"""So many times as long may a worker be silent that others hold up: its event loop waits for the disk (state D), or its
+threads for a core, for half of the time. Killing it helps nobody then."""
 
 KILLS_MAX = 300
 KILLS_WINDOW_S = 10.0
@@ -79,13 +80,20 @@ async def kill_when_hung(worker: Worker, hung_s: float) -> None:
     """
     part_s = hung_s / _PARTS
     silent = 0
+    waited_s = 0.0
     while not worker.dead.is_set():
         with trio.move_on_after(part_s):
             await worker.probe()
             await worker.dead.wait()
-        silent = silent + 1 if worker.is_silent else 0
+        if not worker.is_silent:
+            silent = 0
+            continue
+        silent += 1
+        if silent == 1:
+            waited_s = cpu_wait_s(worker.pid)
         state = find_state(worker.pid)
-        if silent >= (_PARTS - 1) * (_DISK_PATIENCE if state == WAITS_FOR_DISK else 1):
+        is_held_up = state == WAITS_FOR_DISK or cpu_wait_s(worker.pid) - waited_s > (silent - 1) * part_s / 2
+        if silent >= (_PARTS - 1) * (_PATIENCE if silent > 1 and is_held_up else 1):
             log.error("worker %d answers nothing for %g s (state %s) and is killed", worker.pid, silent * part_s, state)
             worker.kill(hung=True)
             return

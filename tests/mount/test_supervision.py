@@ -97,6 +97,25 @@ def test_a_stopped_worker_is_killed_and_followed(patient, weights, wait_for_end)
     assert state.restarts == 1
 
 
+def test_a_user_without_privilege_has_the_same(as_nobody, wait_for_end):
+    """Killed and stopped workers of a user's daemon are replaced as root's are."""
+    as_nobody.environment["KITFS_HUNG_S"] = str(HUNG_S)
+    place = as_nobody.folder / "mnt"
+    as_nobody.python("import os, sys; os.mkdir(sys.argv[1])", place)
+    as_nobody.run("mount", "myllm:1", place)
+    read = "import sys; print(len(open(sys.argv[1], 'rb').read()))"
+    expected = as_nobody.python(read, place / "weights.bin")
+    worker = 0
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        worker = wait_for_worker(as_nobody, other_than=worker)
+        os.kill(worker, number)
+        as_nobody.python("import os, sys; os.getxattr(sys.argv[1], 'user.kitfs.state')", place / "weights.bin")
+        assert as_nobody.python(read, place / "weights.bin") == expected
+        wait_for_end(worker)
+    (state,) = as_nobody.states()
+    assert state.restarts == 2
+
+
 def test_a_hung_event_loop_is_killed_and_the_read_refused(faulty):
     """A read that hangs the event loop is EIO at its third delivery, and all else is served."""
     with reading(faulty.place / "hang.bin") as hung:
@@ -167,6 +186,19 @@ def test_a_read_that_crashes_workers_is_refused(faulty):
     assert read_directly(faulty.place / "good.bin") == "4096"
     (state,) = faulty.states()
     assert state.restarts == 2
+
+
+def test_a_crashing_file_that_is_read_through_the_page_cache_is_refused(faulty):
+    """After the EIO of its read-ahead the kernel asks by page: few workers die, and read and map end in errors."""
+    copied = subprocess.run(["cat", str(faulty.place / "crash.bin")], capture_output=True, timeout=60, check=False)
+    assert copied.stdout == b"" and b"Input/output error" in copied.stderr
+    code = "import mmap, sys; file = open(sys.argv[1]); print(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)[40000])"
+    command = [sys.executable, "-c", code, str(faulty.place / "crash.bin")]
+    mapped = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert mapped.returncode == -signal.SIGBUS
+    (state,) = faulty.states()
+    assert 2 <= state.restarts <= 8
+    assert (faulty.place / "good.bin").read_bytes() == GOOD
 
 
 def test_readers_beside_a_read_that_crashes_workers_have_their_bytes(faulty):
