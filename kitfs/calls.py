@@ -214,6 +214,7 @@ class StatusAnswer(msgspec.Struct):
         passthrough: Empty when files can be passed through to readers, else why not.
         degraded: What does not work as it should; empty when all is well.
         metrics: Where metrics are served, empty for nowhere.
+        is_service: Whether a service manager keeps it, and starts it anew.
         mounts: As ``List``.
     """
 
@@ -227,4 +228,5 @@ class StatusAnswer(msgspec.Struct):
     passthrough: str = ""
     degraded: list[Lack] = []
     metrics: str = ""
+    is_service: bool = False
     mounts: list[MountState] = []

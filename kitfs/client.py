@@ -207,7 +207,9 @@ def find_status(home: Path, socket: Path | None, *, timeout_s: float = 5.0) -> S
         except UsageError:  # of a version without it
             answer = connection.call("Ping", Nothing(), PingAnswer, timeout_s=timeout_s)
             mounts = connection.call("List", Nothing(), ListAnswer, timeout_s=timeout_s).mounts
-            return StatusAnswer(answer.version, answer.pid, answer.home, os.fspath(path), 0.0, mounts=mounts)
+            status = StatusAnswer(answer.version, answer.pid, answer.home, os.fspath(path), 0.0, mounts=mounts)
+            status.is_service = answer.is_service
+            return status
 
 
 def ensure_daemon(

@@ -16,11 +16,10 @@ from kitfs.cli.checkup import Finding
 from kitfs.cli.mounts import has_wanted
 from kitfs.cli.ps import DEAD, complete
 from kitfs.cli.settings import Settings
+from kitfs.cli.status import replace_line
 from kitfs.control import ControlConnection, DaemonUnreachable, SocketUntrusted, socket_path
 from kitfs.daemon.abilities import MENDS, NO_PRIVILEGE, find_obstacle
 from kitfs.errors import KitfsError
-
-REPLACE = "kitfs daemon --replace"
 
 
 def check_daemon(settings: Settings) -> tuple[Finding, StatusAnswer | None]:
@@ -34,16 +33,18 @@ def check_daemon(settings: Settings) -> tuple[Finding, StatusAnswer | None]:
         pid = _find_listener(path)
         return Finding("daemon", "fail", f"process {pid}: {error}", f"kill -9 {pid}" if pid else error.hint), None
     except KitfsError as error:
-        return Finding("daemon", "fail", str(error), REPLACE), None
+        return Finding("daemon", "fail", str(error), error.hint or "kitfs daemon --replace"), None
     if status is None:
         return Finding("daemon", "ok", "none runs; a mount starts one"), None
     if status.version != __version__:
         detail = f"process {status.pid} is of version {status.version}, this is {__version__}"
-        return Finding("daemon", "warn", detail, REPLACE), status
+        return Finding("daemon", "warn", detail, replace_line(status)), status
     if status.degraded:
         lack = status.degraded[0]
         more = f", and {len(status.degraded) - 1} more (kitfs status)" if status.degraded[1:] else ""
-        return Finding("daemon", "warn", f"process {status.pid}: {lack.what}{more}", lack.mend or REPLACE), status
+        return Finding(
+            "daemon", "warn", f"process {status.pid}: {lack.what}{more}", lack.mend or replace_line(status)
+        ), status
     return Finding("daemon", "ok", f"process {status.pid}"), status
 
 

@@ -55,7 +55,7 @@ class OptionUnknown(UsageError):
 class MetricsElsewhere(KitfsError):
     """The daemon does not serve metrics where it was asked to."""
 
-    hint = "kitfs daemon stop, or --replace, then again"
+    hint = "kitfs daemon --replace --metrics ADDRESS"
 
 
 @verb("mount", short_help="Mount a ModelKit on an empty directory.",
@@ -340,14 +340,14 @@ def daemon(settings: Settings, action: str | None, foreground: bool, replace: bo
     settings.open_store().close()
     if replace:
         client.replace_daemon(settings.home, settings.socket, lambda: daemon_environment(settings, metrics))
-        return
-    if foreground:
+    elif foreground:
         from kitfs.daemon.main import serve
 
         os.environ.update(daemon_environment(settings, metrics))
         serve(settings.home, settings.socket)
         return
-    ensure_daemon(settings, metrics)
+    else:
+        ensure_daemon(settings, metrics)
     if metrics is not None:
         _check_metrics(settings, metrics)
 

@@ -5,6 +5,7 @@ Nothing is started, made or changed. Without a daemon the rest is shown, and the
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -178,6 +179,12 @@ def format_report(report: Report) -> str:
     return "\n\n".join(parts)
 
 
+def replace_line(daemon: StatusAnswer) -> str:
+    """The line that puts a daemon of the installed version in place of one that runs."""
+    user = "" if os.geteuid() == 0 else "--user "
+    return f"systemctl {user}restart kitfs" if daemon.is_service else "kitfs daemon --replace"
+
+
 def _format_daemon(report: Report) -> str:
     daemon = report.daemon
     if daemon is None:
@@ -185,7 +192,7 @@ def _format_daemon(report: Report) -> str:
         return _format_pairs("DAEMON", [("state", why)])
     from kitfs import __version__
 
-    skew = "" if daemon.version == __version__ else f", this command is {__version__}: kitfs daemon --replace"
+    skew = "" if daemon.version == __version__ else f", this command is {__version__}: {replace_line(daemon)}"
     zygote = f"process {daemon.zygote}" if daemon.zygote else "none"
     restarts = f", {daemon.zygote_restarts} died before it" if daemon.zygote_restarts else ""
     uptime = f", up {format_duration(int(time.time() - daemon.started_s))}" if daemon.started_s else ""

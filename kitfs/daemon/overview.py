@@ -13,6 +13,7 @@ from kitfs import __version__
 from kitfs.calls import Lack, StatusAnswer
 from kitfs.daemon.abilities import MENDS, NO_PRIVILEGE, find_obstacle
 from kitfs.daemon.forker import Forker
+from kitfs.daemon.procfs import has_no_new_privileges
 from kitfs.daemon.table import Table
 
 
@@ -23,12 +24,14 @@ class Overview:
         home: The store's folder.
         metrics: Where metrics are served, empty for nowhere.
         lacks: What has not worked since the daemon started.
+        is_service: Whether a service manager keeps it.
     """
 
     def __init__(self, table: Table, forker: Forker, home: Path, socket: Path) -> None:
         self.home = home
         self.metrics = ""
         self.lacks: list[Lack] = []
+        self.is_service = False
         self._table = table
         self._forker = forker
         self._socket = socket
@@ -42,7 +45,8 @@ class Overview:
         refused = (mount.passthrough for mount in answer.mounts if mount.passthrough)
         answer.passthrough = find_obstacle() or next(refused, "")
         answer.metrics, answer.degraded = self.metrics, [*self.lacks]
-        if answer.passthrough == NO_PRIVILEGE and os.geteuid() == 0:  # of a daemon that a worker has started
+        answer.is_service = self.is_service
+        if answer.passthrough == NO_PRIVILEGE and os.geteuid() == 0 and not has_no_new_privileges():
             what = "the daemon has no CAP_SYS_ADMIN, so files that are opened from now on are not passed through"
             answer.degraded.append(Lack(what, MENDS[NO_PRIVILEGE]))
         if not answer.zygote:

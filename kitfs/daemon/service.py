@@ -135,6 +135,7 @@ async def _serve(plan: Plan, listener: socket.socket, metrics: socket.socket | L
             table = Table(plan.home, Keepers(forker, plan.supervisor if plan.supervisor else None), nursery)
             adopt_all(table, plan)
             overview = Overview(table, forker, plan.home, plan.socket)
+            overview.is_service = bool(plan.supervisor)
             if not plan.supervisor and os.geteuid() == 0 and has_no_new_privileges():
                 what = "a worker has started this daemon, which has no capabilities: files are not passed through"
                 overview.lacks.append(Lack(what, "kitfs daemon --replace"))

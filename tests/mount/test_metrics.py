@@ -42,7 +42,8 @@ def find(samples: dict[str, float], name: str) -> float:
 
 @pytest.fixture
 def metrics(machine) -> Path:
-    """The socket of a daemon's metrics."""
+    """The socket of a daemon's metrics; its workers serve all that is read, so that it is counted."""
+    machine.environment["KITFS_NO_PASSTHROUGH"] = "1"
     path = Path(machine.environment["XDG_RUNTIME_DIR"], "metrics.sock")
     machine.run("daemon", "--metrics", path)
     return path
@@ -99,12 +100,14 @@ def test_counters_never_go_backwards_while_workers_are_killed(machine, metrics, 
 
 
 def test_a_daemon_that_runs_without_them_is_named(machine, tmp_path):
-    """``kitfs daemon --metrics`` fails where they are not served then; the daemon and what it serves go on."""
+    """``kitfs daemon --metrics`` fails where they are not served then, and what it names serves them."""
     machine.run("daemon")
     place = machine.mount()
     said = machine.run("daemon", "--metrics", tmp_path / "m.sock", status=1).stderr
     assert "nowhere" in said and "--replace" in said
     machine.run("daemon", "--metrics", "off")
+    machine.run("daemon", "--replace", "--metrics", tmp_path / "m.sock")
+    assert find(scrape(tmp_path / "m.sock"), "kitfs_mounts") == 1
     machine.run("daemon", "--metrics", "192.168.0.1:9464", status=2)
     assert os.listdir(place)
 
@@ -123,3 +126,20 @@ def test_metrics_of_the_configuration_hold_for_a_daemon_that_a_mount_starts(mach
     machine.mount()
     assert find(scrape(path), "kitfs_mounts") == 1
     assert str(path) in machine.run("status").stdout
+
+
+def test_counters_outlive_the_daemon(machine, metrics, weights, wait_for_end):
+    """It is killed, its zygote and worker live: the next one serves metrics where they were, and goes on counting."""
+    place = machine.mount()
+    assert (place / "weights.bin").read_bytes() == weights
+    before = scrape(metrics)
+    pid = machine.client.ping().pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    after: dict[str, float] = {}
+    while not any(key.startswith("kitfs_mount_served[") and value for key, value in after.items()):
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            after = scrape(metrics)
+    assert machine.client.ping().pid != pid
+    kept = [key for key in before if "_total[" in key and "zygote" not in key]
+    assert len(kept) == 7 and {key: after[key] for key in kept} == {key: before[key] for key in kept}
