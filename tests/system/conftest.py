@@ -304,3 +304,19 @@ def booted(wheel: Path) -> Iterator[Booted]:
     finally:
         subprocess.run(["umount", "-l", folder], check=False)
         folder.rmdir()
+
+
+@pytest.fixture
+def place(booted):
+    """``place(name, reference, *words)``: mounts, and the mount point. Unmounted in the end."""
+    places = []
+
+    def mount(name: str, reference: str = "plain:1", *words: str) -> str:
+        places.append(f"/mnt/{name}")
+        booted.run("mkdir", "-p", places[-1])
+        booted.run("kitfs", "mount", *words, reference, places[-1])
+        return places[-1]
+
+    yield mount
+    for one in places:
+        booted.run("kitfs", "umount", one)

@@ -17,22 +17,6 @@ CAP_SYS_ADMIN = 1 << 21
 USER = "1234"
 
 
-@pytest.fixture
-def place(booted):
-    """``place(name, reference, *words)``: mounts, and the mount point. Unmounted in the end."""
-    places = []
-
-    def mount(name: str, reference: str = "plain:1", *words: str) -> str:
-        places.append(f"/mnt/{name}")
-        booted.run("mkdir", "-p", places[-1])
-        booted.run("kitfs", "mount", *words, reference, places[-1])
-        return places[-1]
-
-    yield mount
-    for one in places:
-        booted.run("kitfs", "umount", one)
-
-
 def states(booted) -> list[dict[str, Any]]:
     """What ``kitfs ps`` says."""
     return json.loads(booted.run("kitfs", "ps", "--format", "json"))
@@ -54,13 +38,6 @@ def check_shown(booted, *places: str) -> None:
     """Everybody can read what is mounted, and it is what it must be."""
     for place in places:
         booted.run(*NOBODY, "cmp", WEIGHTS, f"{place}/weights.bin")
-
-
-def test_lines_of_fstab_are_mounted_at_boot(booted):
-    """What they name can be read by everybody once the machine is up."""
-    assert booted.run("findmnt", "-n", "-o", "SOURCE,FSTYPE", "/mnt/fstab").split() == ["packed:1", "fuse.kitfs"]
-    check_shown(booted, "/mnt/fstab", "/mnt/all/plain/1", "/mnt/all/packed/1")
-    assert {"/mnt/fstab", "/mnt/all"} <= shown(booted)
 
 
 def test_mount_unit_mounts_for_everybody_and_unmounts(booted):
@@ -216,8 +193,8 @@ def test_units_are_as_they_must_be(booted):
     assert float(said.split("Overall exposure level for kitfs.service: ")[1].split()[0]) <= 3.0
 
 
-def test_wanted_mounts_are_back_after_a_reboot(booted):
-    """So is what fstab names, and what an enabled unit mounts, and what was written to a writable mount."""
+def test_mounts_are_there_after_a_reboot(booted):
+    """What fstab names, what an enabled unit mounts, and what is wanted, with what was written to it."""
     (booted.root / "etc/kitfs/mounts/mnt-unit.conf").write_text("REFERENCE=plain:1\n")
     booted.run("systemctl", "enable", "--now", "kitfs-mount@mnt-unit")
     booted.run("mkdir", "-p", "/mnt/wanted", "/mnt/work")
@@ -228,8 +205,9 @@ def test_wanted_mounts_are_back_after_a_reboot(booted):
     booted.wait_for_end()
     booted.boot()
     mounts = {"/mnt/wanted", "/mnt/unit", "/mnt/fstab", "/mnt/work"}
-    check_shown(booted, *mounts)
+    check_shown(booted, *mounts, "/mnt/all/plain/1", "/mnt/all/packed/1")
     booted.run("cmp", "/etc/fstab", "/mnt/work/new")
+    assert booted.run("findmnt", "-n", "-o", "SOURCE,FSTYPE", "/mnt/fstab").split() == ["packed:1", "fuse.kitfs"]
     assert shown(booted) == {*mounts, "/mnt/all"}
     booted.run("systemctl", "disable", "--now", "kitfs-mount@mnt-unit")
     booted.run("kitfs", "umount", "/mnt/wanted")
