@@ -29,7 +29,7 @@ START_TIMEOUT_S = 60.0
 
 _STATS_TIMEOUT_S = 1.0
 
-_REAP_TIMEOUT_S = 1.0
+_REAP_TIMEOUT_S = 0.02
 """For how long whoever is the parent of a dead worker may take to reap it. Its descriptors are closed before it is a
 zombie, so one that nobody reaps is followed all the same."""
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.mount
 
 CAMPAIGN = os.environ.get("KITFS_CAMPAIGN", "") not in ("", "0")
 KILLS = {"worker": 1000, "daemon": 100, "zygote": 100} if CAMPAIGN else {"worker": 12, "daemon": 4, "zygote": 4}
+UPGRADES = 50 if CAMPAIGN else 3
 PAIRS = 0.2
 """Share of the kills that end another process in the same moment."""
 
@@ -71,12 +72,13 @@ class Killer:
                     found[kind].append(pid)
         return found
 
-    def wait_until_whole(self) -> dict[str, list[int]]:
-        """One daemon that answers and lists all mounts, one zygote, a worker for each mount."""
+    def wait_until_whole(self, before: dict[str, list[int]] | None = None) -> dict[str, list[int]]:
+        """One daemon that answers and lists all mounts, one zygote, a worker for each mount; none as before."""
         deadline = time.monotonic() + HEAL_S
         while time.monotonic() < deadline:
             found = self.find()
-            if [len(found[kind]) for kind in ("daemon", "zygote", "worker")] == [1, 1, self.mounts]:
+            is_new = all(set(pids).isdisjoint((before or {}).get(kind, ())) for kind, pids in found.items())
+            if is_new and [len(found[kind]) for kind in ("daemon", "zygote", "worker")] == [1, 1, self.mounts]:
                 with contextlib.suppress(Exception):  # the daemon that is found may be just ending
                     states = self.machine.states()
                     if {state.pid for state in states if state.state != "starting"} == {*found["worker"]}:
@@ -177,3 +179,20 @@ def test_readers_do_not_notice_that_anything_is_killed(machine, places, plain):
     assert [one["wrong"] for one in seen] == [[]] * READERS
     machine.run("umount", "--all")
     assert machine.sessions() == []
+
+
+def test_readers_do_not_notice_upgrades(machine, places, plain):
+    """One daemon after the other takes over, with a zygote and workers of its own: no error, no wrong byte."""
+    readers = Readers(machine, places, plain)
+    killer = Killer(machine, {}, len(places))
+    try:
+        before = killer.wait_until_whole()
+        for _ in range(UPGRADES):
+            killer.kills.append((time.monotonic(), "upgrade"))
+            machine.run("daemon", "--replace")
+            before = killer.wait_until_whole(before)
+        seen = readers.end()
+    finally:
+        readers.close()
+    print("\n" + describe(seen, killer.kills))
+    assert [one["wrong"] for one in seen] == [[]] * READERS
