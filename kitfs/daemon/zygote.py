@@ -204,7 +204,6 @@ def main(arguments: list[str]) -> None:
     logs.configure_service("kitfs-zygote")
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    name_process("kitfs-zygote")
     score = int(Path("/proc/self/oom_score_adj").read_text("ascii"))
     set_oom_score(_OOM_SCORE_ADJ)
     for module in _SHARED_MODULES:
@@ -214,6 +213,7 @@ def main(arguments: list[str]) -> None:
     gc.freeze()
     ctypes.CDLL(None).malloc_trim(0)  # a free block of its heap would be LMDB's buffer in each child: 2 MiB to copy
     os.set_inheritable(int(arguments[0]), False)
+    name_process("kitfs-zygote")  # once it can fork
     zygote = Zygote(socket.socket(fileno=int(arguments[0])))
     zygote.run()
     if len(arguments) > 1:
