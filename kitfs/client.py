@@ -67,10 +67,12 @@ class Client:
 
     Attributes:
         path: Its socket.
+        note: What is to be said when it is of another version than this program, else empty.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.note = ""
 
     def _call(self, method: str, parameters: Any, answer: type[T], *, timeout_s: float = 30.0) -> T:
         with ControlConnection.connect(self.path) as connection:
@@ -178,11 +180,12 @@ def find_daemon(home: Path, socket: Path | None) -> Client | None:
 
     Raises:
         SocketUntrusted: when something that is not ours lies where its socket belongs.
+        ProtocolDiffers: when it can not be talked with.
     """
     client = Client(socket_path(home, socket))
     try:
         check_socket(client.path)
-        client.ping()
+        client.note = check_version(client.ping())
     except (FileNotFoundError, DaemonUnreachable):
         return None
     return client
@@ -251,12 +254,15 @@ def replace_daemon(
     path = socket_path(home, socket)
     make_socket_folder(path, override=socket is not None)
     with _start_lock(path):
-        running = find_daemon(home, socket)
-        if running is not None and running.ping().is_service:
+        try:
+            answer = Client(path).ping()
+        except DaemonUnreachable:
+            answer = None
+        if answer is not None and answer.is_service:
             error = BusyError("a service manager keeps this store's daemon")
             error.hint = "systemctl restart kitfs   (or how your service manager restarts it)"
             raise error
-        _start(home, path, environment(), take_over=running is not None)
+        _start(home, path, environment(), take_over=answer is not None)
         return Client(path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kitfs.cli.mounts import has_wanted
-from kitfs.cli.output import format_size, print_json, print_result, print_table
+from kitfs.cli.output import format_size, print_json, print_result, print_table, warn
 from kitfs.cli.settings import Settings, verb
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def ps(settings: Settings) -> None:
     from kitfs import client
 
     daemon = client.find_daemon(settings.home, settings.socket)
+    if daemon is not None and daemon.note:
+        warn(daemon.note)
     states = complete(settings, daemon.list_mounts() if daemon else [])
     if settings.json:
         print_json(states)
