@@ -82,6 +82,7 @@ class Session:
         id: Its identity.
         outcome: How its start went.
         ended: Set when nothing is left of it.
+        began_s: When it began, seconds since the epoch.
         lost: Why its mount can not be served any more though it is still there, empty when that is not so.
     """
 
@@ -113,7 +114,7 @@ class Session:
         self._patience = trio.CancelScope()
         self._reason = ""
         self._native = 0.0
-        self._began_s = time.time()
+        self.began_s = time.time()
 
     @classmethod
     def adopt(cls, kept: KeptSet, keepers: Keepers) -> Self:
@@ -121,7 +122,7 @@ class Session:
         header = kept.memory.header
         session = cls(header.mount, kept.device, kept.lock, keepers)
         session._use_memory(kept.memory)
-        session._began_s = header.began_s
+        session.began_s = header.began_s
         session._reason = "its worker died while there was no daemon"
         session.outcome.settle()
         found = open_worker(kept.memory)
@@ -290,7 +291,7 @@ class Session:
         os.write(self._device, protocol.encode_init_reply(request))
         init = protocol.mask_init(request, protocol.negotiate(request))
         offered = request.flags & ~protocol.InitFlag.HAS_RESEND if self._forker.limits.no_resend else request.flags
-        return SessionMemory.create(SessionHeader(self._first_state, init, int(offered), self._began_s))
+        return SessionMemory.create(SessionHeader(self._first_state, init, int(offered), self.began_s))
 
     async def _run_worker(self, memory: SessionMemory, order: ServeOrder) -> Death:
         """Have a worker serve, the prepared one or a successor, until it is dead and reaped.
@@ -369,7 +370,7 @@ class Session:
         """What ``List`` shows of it."""
         state = copy.copy(self._first_state)
         state.restarts = self._memory.restarts if self._memory else 0
-        state.uptime_s = round(max(time.time() - self._began_s, 0.0), 3)
+        state.uptime_s = round(max(time.time() - self.began_s, 0.0), 3)
         state.reason = self._reason
         if self.outcome.done.is_set() and (asked := self._worker) is not None:
             stats = await asked.stats()

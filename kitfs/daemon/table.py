@@ -202,7 +202,7 @@ class Table:
             state = states[session.id] = await session.state()
             state.wanted = is_wanted(self._layout, session.id)
 
-        sessions = list(self._sessions.values())
+        sessions = sorted(self._sessions.values(), key=lambda session: session.began_s)
         async with trio.open_nursery() as nursery:
             for session in sessions:
                 nursery.start_soon(ask, session)
