@@ -21,10 +21,13 @@ import trio
 from kitfs.digest import DigestMalformed
 from kitfs.fuse.opentable import IssuedIds
 from kitfs.fuse.orders import FOR_THIS_FILE, BackingAnswer, BackingCall, describe_obstacle
-from kitfs.store.backing import open_backing
+from kitfs.store.backing import Backing, open_backing
 from kitfs.store.layout import Layout
 
 log = logging.getLogger(__name__)
+
+CALLS_MAX = 128
+"""Questions of one worker under way at once; it has at most 99 requests of the kernel."""
 
 _IOC_BACKING_OPEN = 0x4010E501
 _IOC_BACKING_CLOSE = 0x4004E502
@@ -57,6 +60,7 @@ class BackingFiles:
         self._room = room
         self._ids: IssuedIds | None = None
         self._is_closed = False
+        self._calls = 0
 
     async def answer(self, call: BackingCall) -> BackingAnswer | None:
         """Carry out what a worker asks for; a file that is to be given back needs no answer."""
@@ -67,28 +71,34 @@ class BackingFiles:
             if call.give_back in ids:
                 self._give_back(ids, call.give_back)
             return None
-        if call.backing is None or ids.is_full:
+        if call.backing is None or ids.is_full or self._calls >= CALLS_MAX:
             return BackingAnswer(call.number, error=errno.EMFILE)
+        return await self._open(ids, call.number, call.backing)
+
+    async def _open(self, ids: IssuedIds, number: int, backing: Backing) -> BackingAnswer | None:
+        self._calls += 1
         try:
-            descriptor = await trio.to_thread.run_sync(open_backing, self._layout, call.backing)
+            descriptor = await trio.to_thread.run_sync(open_backing, self._layout, backing)
         except DigestMalformed:
-            return BackingAnswer(call.number, error=errno.EINVAL)
+            return BackingAnswer(number, error=errno.EINVAL)
         except OSError as error:
-            return BackingAnswer(call.number, error=error.errno or errno.EIO)
-        if self._is_closed:
+            return BackingAnswer(number, error=error.errno or errno.EIO)
+        finally:
+            self._calls -= 1
+        if self._is_closed or ids.is_full:
             os.close(descriptor)
             return None
         try:
             backing_id = fcntl.ioctl(self._device, _IOC_BACKING_OPEN, bytearray(_MAP.pack(descriptor, 0, 0)))
         except OSError as error:
-            number = error.errno or errno.EIO
-            self.obstacle = "" if number in FOR_THIS_FILE else describe_obstacle(number)
-            return BackingAnswer(call.number, error=number)
+            reason = error.errno or errno.EIO
+            self.obstacle = "" if reason in FOR_THIS_FILE else describe_obstacle(reason)
+            return BackingAnswer(number, error=reason)
         finally:
             os.close(descriptor)
         self.obstacle = ""
         ids.add(backing_id)
-        return BackingAnswer(call.number, backing_id)
+        return BackingAnswer(number, backing_id)
 
     def sweep(self) -> int:
         """Give back every id that no open file uses. While no worker serves.

@@ -24,6 +24,7 @@ _HEAD_WORDS = 8
 IDS_MAX = 32_768
 """Backing ids of one session at a time; with more files open the rest is read through us."""
 
+_ID_MAX = (1 << 31) - 1
 _ENTRIES_AT = _HEAD_WORDS + IDS_MAX
 _ENTRY_WORDS = 4
 _INODE, _ID, _FILE, _OPENS = range(_ENTRY_WORDS)
@@ -122,7 +123,11 @@ class OpenTable:
 
 
 class IssuedIds:
-    """The ids of one session that the kernel has given out, as the daemon keeps them."""
+    """The ids of one session that the kernel has given out, as the daemon keeps them.
+
+    A worker can write where they lie, so what is there is read once, and nothing follows from it but which ids are
+    given back.
+    """
 
     def __init__(self, room: memoryview) -> None:
         """Read what daemons before have left.
@@ -131,10 +136,11 @@ class IssuedIds:
             room: ``SessionMemory.opens``.
         """
         self._words = room.cast("Q")
-        used = min(self._words[1], IDS_MAX)
-        ids = self._words[_HEAD_WORDS : _HEAD_WORDS + used].tolist()
-        self._places = {number: _HEAD_WORDS + at for at, number in enumerate(ids) if number}
-        self._free = [_HEAD_WORDS + at for at, number in enumerate(ids) if not number]
+        self._used = min(self._words[1], IDS_MAX)
+        ids = self._words[_HEAD_WORDS : _HEAD_WORDS + self._used].tolist()
+        self._places = {number: _HEAD_WORDS + at for at, number in enumerate(ids) if 0 < number <= _ID_MAX}
+        taken = set(self._places.values())
+        self._free = [place for place in range(_HEAD_WORDS, _HEAD_WORDS + self._used) if place not in taken]
 
     def __contains__(self, backing_id: int) -> bool:
         return backing_id in self._places
@@ -150,8 +156,9 @@ class IssuedIds:
     def add(self, backing_id: int) -> None:
         """Note an id that the kernel has just given; there is room."""
         if not self._free:
-            self._free.append(_HEAD_WORDS + self._words[1])
-            self._words[1] += 1
+            self._free.append(_HEAD_WORDS + self._used)
+            self._used += 1
+            self._words[1] = self._used
         place = self._places[backing_id] = self._free.pop()
         self._words[place] = backing_id
 

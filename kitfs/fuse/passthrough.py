@@ -60,6 +60,7 @@ class BackingClient:
     def __init__(self, reason: str = "") -> None:
         self.descriptor = -1
         self.reason = reason
+        self._own_reason = reason
         self._numbers = itertools.count(1)
         self._asked: dict[int, _Asked] = {}
 
@@ -95,6 +96,11 @@ class BackingClient:
             return
         asked.answer = answer
         asked.answered.set()
+
+    def attach(self, descriptor: int) -> None:
+        """There is a daemon; what another one had refused for all files is asked for again."""
+        self.descriptor = descriptor
+        self.reason = self._own_reason
 
     def lose_daemon(self) -> None:
         """Nobody answers what was asked: those files are read through us."""

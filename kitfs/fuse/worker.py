@@ -255,7 +255,7 @@ async def _answer_daemons(
     with contextlib.suppress(OSError):
         await daemon.send(b'{"ready": true}')
     while True:
-        client.descriptor = daemon.fileno()
+        client.attach(daemon.fileno())
         await _answer_daemon(view, daemon, counters, client)
         daemon.close()
         if lifeline is None:

@@ -103,8 +103,11 @@ def test_ids_that_no_entry_names_are_found(room):
 def test_nonsense_in_the_table_stays_within_it(room):
     """A taken-over worker may write anything there: the daemon reads no further than the table goes."""
     words = room.cast("Q")
-    words[0] = words[1] = (1 << 64) - 1
+    words[0] = words[1] = words[8] = (1 << 64) - 1
+    words[9] = 5
     ids = IssuedIds(room)
-    assert len(ids) == 0
-    assert ids.find_unnamed() == []
+    assert ids.find_unnamed() == [5]
+    words[1] = (1 << 64) - 1
+    ids.add(6)
+    assert sorted(ids.find_unnamed()) == [5, 6]
     assert count_passed_through(room) == 0

@@ -29,7 +29,7 @@ class Daemon:
     def __init__(self, ours: socket.socket, theirs: socket.socket) -> None:
         self.client = BackingClient()
         theirs.setblocking(False)
-        self.client.descriptor = theirs.fileno()
+        self.client.attach(theirs.fileno())
         self._socket = trio.socket.from_stdlib_socket(ours)
 
     async def hear(self) -> BackingCall:
@@ -137,6 +137,20 @@ async def test_a_refusal_for_all_files_is_asked_for_once(daemon):
         assert await world.modes.open(3) == 0
     assert await world.modes.open(4) == 0
     assert "CAP_SYS_ADMIN" in daemon.client.reason
+
+
+async def test_another_daemon_is_asked_again(daemon):
+    """What one without privilege has refused, its successor may grant."""
+    world = World(daemon.client)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon.answer, 0, errno.EPERM)
+        assert await world.modes.open(3) == 0
+    descriptor = daemon.client.descriptor
+    daemon.client.lose_daemon()
+    daemon.client.attach(descriptor)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(daemon.answer, 8)
+        assert await world.modes.open(4) == 8
 
 
 async def test_a_refusal_for_one_file_is_not_for_others(daemon):

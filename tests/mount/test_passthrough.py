@@ -117,6 +117,18 @@ def test_a_materialised_member_is_read_without_a_read_request(machine, native):
     assert os.getxattr(native, "user.kitfs.state") == b"native"
 
 
+def test_a_raw_layer_is_read_without_a_read_request(machine):
+    """The blob of a raw layer is the file itself."""
+    kit = machine.folder / "kit"
+    kit.mkdir()
+    (kit / "w.bin").write_bytes(CONTENT)
+    (kit / "Kitfile").write_text(KITFILE.replace("path: model", "path: w.bin"))
+    machine.run("pack", kit, "-t", "raw:1", "--layer-format", "raw")
+    path = machine.mount("mnt", "raw:1") / "w.bin"
+    assert path.read_bytes() == CONTENT
+    assert machine.states()[0].reads == 0
+
+
 def test_a_small_file_is_read_through_us(machine, native):
     """A file that is one READ is not worth asking for."""
     assert native.with_name("config.json").read_text() == '{"name": "native:1"}'
