@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from kitfs.errors import KitfsError
+from kitfs.fuse.deliveries import KILL_WEIGHT
 
 
 @dataclass
@@ -36,8 +37,10 @@ class Death:
         served_s: For how long it had served, below 0 when it could not start.
         reason: How it came, in words.
         is_fault: Whether it was its own doing, and not somebody's kill.
+        blame: How much that says against what it had in hand (``kitfs.fuse.deliveries``).
     """
 
     served_s: float
     reason: str
     is_fault: bool
+    blame: int = KILL_WEIGHT

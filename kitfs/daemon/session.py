@@ -37,7 +37,7 @@ from kitfs.daemon.supervision import FAILED_START, Backoff, kill_when_hung
 from kitfs.daemon.worker import Worker, WorkerDied, WorkerFailed
 from kitfs.errors import FuseError, KitfsError
 from kitfs.fuse import protocol
-from kitfs.fuse.deliveries import FAULT_WEIGHT, KILL_WEIGHT
+from kitfs.fuse.deliveries import KILL_WEIGHT
 from kitfs.fuse.memory import SessionHeader, SessionMemory
 from kitfs.fuse.opentable import count_passed_through
 from kitfs.fuse.orders import HoldOrder, ServeOrder
@@ -153,6 +153,9 @@ class Session:
         old = self._worker
         if old is None or old.dead.is_set() or self._successor is not None:
             return
+        if self._memory is not None and not protocol.can_resend(self._memory.header.offered):
+            log.error("session %s: worker %d stays: this kernel gives its requests to no other", self.id, old.pid)
+            return
         try:
             successor = await self._forker.fork()
             try:
@@ -261,8 +264,8 @@ class Session:
                 self._reason = f"workers keep dying, the next starts within {delay_s:g} s: {death.reason}"
                 log.error("session %s: %s", self.id, self._reason)
                 await trio.sleep(delay_s)
-            weight = FAULT_WEIGHT if death.is_fault else KILL_WEIGHT
-            order = self._order(resend=True, blame=0 if self._successor else weight)
+            blame = death.blame if death.served_s >= 0 else max(death.blame, order.blame)
+            order = self._order(resend=True, blame=0 if self._successor else blame)
             memory.restarts += 1
 
     def _order(self, *, resend: bool, blame: int) -> ServeOrder:
@@ -324,7 +327,7 @@ class Session:
         self._begin_patience()
         await worker.dead.wait()
         reason = reason or f"worker {worker.pid} {worker.end()}"
-        return Death(trio.current_time() - began_s, reason, worker.is_faulty)
+        return Death(trio.current_time() - began_s, reason, worker.blame > KILL_WEIGHT, worker.blame)
 
     async def _next_worker(self, order: ServeOrder) -> Worker:
         """The prepared one, the one that another daemon had, what shall replace it, or a new one."""

@@ -21,6 +21,7 @@ from kitfs.daemon.backing import BackingFiles
 from kitfs.daemon.limits import HUNG_S
 from kitfs.daemon.procfs import STOPPED, count_memory_kills, find_state
 from kitfs.errors import KitfsError
+from kitfs.fuse.deliveries import FAULT_WEIGHT, KILL_WEIGHT, SHORTAGE_WEIGHT
 from kitfs.fuse.memory import SessionMemory
 from kitfs.fuse.orders import DATAGRAM_SIZE_MAX, BackingCall, HoldOrder, PrepareOrder, ServeOrder, WorkerMessage
 
@@ -272,14 +273,19 @@ class Worker:
         return self._stats
 
     @property
-    def is_faulty(self) -> bool:
-        """Of a dead one: whether it ended by its own doing, and not because somebody killed it.
+    def blame(self) -> int:
+        """Of a dead one: how much its death says against what it had in hand (``kitfs.fuse.deliveries``).
 
-        So ends one that crashed, hung, or took more memory than there is, as far as the kernel killed anybody for that.
+        Much when it crashed or hung; less when the kernel has killed anybody for want of memory since it began; little
+        when somebody has killed it, or nobody can tell.
         """
-        if self._hung or self.exit_code is None or self.exit_code in (0, -signal.SIGTERM, -signal.SIGINT):
-            return self._hung
-        return self.exit_code != -signal.SIGKILL or count_memory_kills() != self._memory_kills
+        if self._hung:
+            return FAULT_WEIGHT
+        if self.exit_code is None or self.exit_code in (0, -signal.SIGTERM, -signal.SIGINT):
+            return KILL_WEIGHT
+        if self.exit_code != -signal.SIGKILL:
+            return FAULT_WEIGHT
+        return SHORTAGE_WEIGHT if count_memory_kills() != self._memory_kills else KILL_WEIGHT
 
     def end(self) -> str:
         """How it ended, in words."""

@@ -11,7 +11,8 @@ checksum of a name. What lies in ``SessionMemory.deliveries``, integers in the m
 *In hand* is noted before the handler runs and cleared when it has its answer; one process writes at a time.
 
 *Blame.* A successor, before it asks for anything, adds to the score of what its predecessor had in hand: 8 when that
-died by its own doing (a crash, a hang, no memory), 1 when somebody killed it, of which a request is rarely the cause.
+died by its own doing (a crash, a hang), 1 when somebody killed it, of which a request is rarely the cause, 2 when the
+kernel did for want of memory, which others may have taken.
 Whatever is answered is acquitted: its score is forgotten. At a score of 16 a request is answered EIO without being
 looked at, which is at its third delivery; for a minute, then it is tried again, alone. Who kills a worker again and
 again as soon as it serves does not get there: the requests that fall to one worker in between are answered.
@@ -47,6 +48,7 @@ CONVICTION_S = 60.0
 PATIENCE_S = 1.0
 
 KILL_WEIGHT = 1
+SHORTAGE_WEIGHT = 2
 FAULT_WEIGHT = 8
 STALE_S = 600.0
 """A suspect that nobody has asked for again in so long is no suspect for the next worker: its reader is gone."""

@@ -47,7 +47,7 @@ class ServeOrder(msgspec.Struct, frozen=True, tag="serve"):
         session: Which; that of the ``PrepareOrder`` when there was one.
         resend: Whether a worker that had this device has died and has been reaped.
         blame: How much its death says against what it had in hand (``kitfs.fuse.deliveries``): 8 when it died by its
-            own doing, 1 when somebody killed it, 0 when the daemon did so to replace it.
+            own doing, 2 for want of memory, 1 when somebody killed it, 0 when the daemon did so to replace it.
         socket: Where the daemon listens: whom to turn to when this daemon is gone; empty for nobody.
         may_start: Whether to start a daemon when none answers there.
     """

@@ -15,6 +15,7 @@ from kitfs.daemon.limits import HUNG_S, NO_WORKER_S, Limits
 from kitfs.daemon.procfs import count_memory_kills, cpu_wait_s, find_state
 from kitfs.daemon.supervision import DELAY_MAX_S, KILLS_MAX, Backoff, kill_when_hung
 from kitfs.daemon.worker import Worker
+from kitfs.fuse.deliveries import FAULT_WEIGHT, KILL_WEIGHT
 
 PART_S = 0.2
 
@@ -52,7 +53,7 @@ async def test_a_silent_worker_is_killed_by_its_own_doing(ends):
         with trio.fail_after(30):
             await kill_when_hung(worker, 3 * PART_S)
             await worker.dead.wait()
-    assert worker.is_faulty
+    assert worker.blame == FAULT_WEIGHT
     assert worker.end() == "was hung and was killed"
 
 
@@ -65,7 +66,7 @@ async def test_a_stopped_worker_is_killed_and_not_to_blame(ends, process):
         with trio.fail_after(30):
             await kill_when_hung(worker, 3 * PART_S)
             await worker.dead.wait()
-    assert not worker.is_faulty
+    assert worker.blame == KILL_WEIGHT
 
 
 async def test_a_worker_that_answers_is_left_alone(ends, process):

@@ -352,6 +352,19 @@ def test_without_resend_a_hung_worker_ends_its_mount(patient):
     patient.run("umount", place)
 
 
+def test_without_resend_an_upgrade_leaves_workers_alone(machine, weights):
+    """``daemon --replace``: the next daemon goes on with the worker that serves, for another could not take over."""
+    machine.environment["KITFS_NO_RESEND"] = "1"
+    place = machine.mount()
+    worker = wait_for_worker(machine)
+    before = machine.client.ping().pid
+    machine.run("daemon", "--replace")
+    assert machine.client.ping().pid != before
+    assert wait_for_worker(machine) == worker
+    assert (place / "weights.bin").read_bytes() == weights
+    machine.run("umount", place)
+
+
 def test_a_lost_mount_of_whoever_was_killed_is_cleared_by_the_next_mount(machine, weights):
     """The corpse at its place is unmounted first; the new mount is the only one there."""
     machine.environment["KITFS_NO_RESEND"] = "1"
