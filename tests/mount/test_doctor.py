@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -56,14 +55,10 @@ def test_missing_fusermount_is_named_with_the_line_that_mends_it(machine, tmp_pa
     assert "fusermount3" in machine.run("doctor", "-q", status=1).stdout.splitlines()
 
 
-def test_dead_mount_and_what_is_wanted_are_named(machine, wait_for_end):
+def test_dead_mount_and_what_is_wanted_are_named(machine):
     """The lines that mend them do."""
     place = machine.mount("mnt", "myllm:1", "--wanted")
-    pids = machine.processes()
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        wait_for_end(pid)
+    machine.kill_all()
     dead = ask(machine, status=1)["mounts"]
     assert dead["state"] == "fail" and str(place) in dead["detail"] and dead["mend"].startswith("kitfs umount ")
     subprocess.run(["umount", str(place)], check=True)
