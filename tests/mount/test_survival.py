@@ -229,14 +229,10 @@ def test_daemon_that_nobody_finds_makes_room(machine, weights, wait_for_end):
         machine.run("daemon")
 
 
-def test_umount_all_clears_what_nobody_serves(machine, wait_for_end):
+def test_umount_all_clears_what_nobody_serves(machine):
     """Daemon, zygote and workers were killed at once: no daemon knows of the mount, and it goes all the same."""
     machine.mount()
-    pids = machine.processes()
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        wait_for_end(pid)
+    machine.kill_all()
     assert "dead" in machine.run("umount", "--all").stderr
     assert machine.mounts() == []
 
