@@ -181,14 +181,32 @@ def find_mountpoint(path: Path) -> Path:
 
 
 def check_registry(settings: Settings) -> Finding:
-    """Where ModelKits come from: no registry is spoken to, so kit's storage is what can be looked at."""
+    """Whether what is configured of registries, and kit's storage, can be used. No registry and no helper is asked."""
     storage = settings.kitops_home
     is_there = os.path.isdir(storage)  # noqa: PTH112 - False where its folder can not be entered, Path.is_dir raises
     if is_there and not os.access(storage, os.R_OK | os.X_OK):
         detail = f"kit's storage {storage} can not be read, so tags that kit moves are not noticed"
         return Finding("registry", "warn", detail, f"sudo chmod -R u+rX {storage}")
-    source = f"kit's storage {storage}" if is_there else "kitfs import"
-    return Finding("registry", "ok", f"none is configured; ModelKits come from {source}")
+    try:
+        from kitfs.transfer.registry import credentials, http  # noqa: F401 - libcurl is loaded with it
+    except ImportError as error:
+        return Finding(
+            "registry", "fail", f"libcurl can not be loaded: {error}", "pip install --force-reinstall pycurl"
+        )
+    own = credentials.own_file()
+    try:
+        configured = list(credentials.iter_configured(storage))
+    except credentials.CredentialsMalformed as error:
+        return Finding("registry", "fail", str(error), "mend it, or remove it and: kitfs login HOST")
+    if os.path.exists(own) and own.stat().st_mode & 0o077:  # noqa: PTH110 - as above
+        return Finding("registry", "warn", f"others can read the credentials in {own}", f"chmod 600 {own}")
+    absent = {name for one in configured for name in one.helpers if shutil.which(f"docker-credential-{name}") is None}
+    if absent:
+        program = f"docker-credential-{min(absent)}"
+        return Finding("registry", "warn", f"{program} is not installed, which credentials are kept with",
+                       f"install {program}, or: kitfs login HOST")  # fmt: skip
+    hosts = sorted({host for one in configured for host in one.hosts})
+    return Finding("registry", "ok", f"credentials for {', '.join(hosts)}" if hosts else "no credentials: as anybody")
 
 
 def check_read_ahead() -> Finding:

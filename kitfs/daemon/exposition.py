@@ -35,6 +35,7 @@ _COUNTERS: dict[str, tuple[str, _Value]] = {
 
 _GAUGES: dict[str, tuple[str, _Value]] = {
     "kitfs_native_ratio": ("Share of a mount's bytes that are plain files in the store", lambda one: one.native),
+    "kitfs_passthrough_files": ("Open files that the kernel reads by itself", lambda one: one.passed_through),
     "kitfs_mount_served": ("1 while a worker serves the mount", lambda one: one.state != "starting"),
     "kitfs_mount_uptime_seconds": ("For how long the mount has been served", lambda one: one.uptime_s),
 }

@@ -168,6 +168,20 @@ class Machine:
                     found.append(int(entry.name))
         return found
 
+    def kill_all(self) -> None:
+        """End whatever serves our mounts, at once: all are stopped first, for any of them starts those that die."""
+        stopped: set[int] = set()
+        while new := set(self.processes()) - stopped:
+            for pid in new:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            stopped |= new
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in stopped:
+            wait_for_end(pid)
+
     def mounts(self) -> list[mounting.KitfsMount]:
         """Mounts below our folder."""
         return [mounted for mounted in mounting.find_mounts() if self.folder in mounted.mountpoint.parents]
@@ -307,23 +321,7 @@ def as_nobody(machine, layout, open_device):
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
-MAKE_KIT = textwrap.dedent("""
-    import pathlib, sys
-    top = pathlib.Path(sys.argv[1])
-    for name in ("model", "data/sub", "docs"):
-        (top / name).mkdir(parents=True)
-    (top / "Kitfile").write_text(
-        'manifestVersion: 1.0.0\\npackage: {name: t}\\nmodel: {name: m, path: model}\\n'
-        'datasets: [{name: d, path: data}]\\ndocs: [{path: docs}]\\n')
-    (top / "model/weights.bin").write_bytes(bytes(range(256)) * 4096)
-    (top / "model/private.bin").write_bytes(b"private")
-    (top / "model/private.bin").chmod(0o600)
-    (top / "data/a.txt").write_text("a\\n")
-    (top / "data/sub/b.txt").write_text("b\\n")
-    (top / "data/run.sh").write_text("#!/bin/sh\\necho runs\\n")
-    (top / "data/run.sh").chmod(0o755)
-    (top / "docs/README.md").write_text("read me\\n")
-    """)
+MAKE_KIT = Path(__file__).with_name("make_kit.py").read_text()
 
 LIST = textwrap.dedent("""
     import pathlib, sys

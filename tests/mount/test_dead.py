@@ -9,15 +9,6 @@ import pytest
 pytestmark = pytest.mark.mount
 
 
-def kill_all(machine, wait_for_end) -> None:
-    """End daemon, zygote, workers and whoever serves overlays, at once."""
-    pids = machine.processes()
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        wait_for_end(pid)
-
-
 def states(machine) -> dict[str, str]:
     """State by directory, as ``ps`` says."""
     shown = json.loads(machine.run("ps", "--format", "json").stdout)
@@ -37,10 +28,10 @@ def mount(request: pytest.FixtureRequest, writer):
     return run
 
 
-def test_ps_and_status_show_it_and_nothing_is_started_by_looking(writer, mount, wait_for_end):
+def test_ps_and_status_show_it_and_nothing_is_started_by_looking(writer, mount):
     """As dead, in a table and in JSON, with and without a daemon; another mount of the store is shown as it is."""
     place = mount()
-    kill_all(writer, wait_for_end)
+    writer.kill_all()
     assert states(writer) == {str(place): "dead"}
     assert "dead" in writer.run("ps").stdout and "dead" in writer.run("status", status=8).stdout
     assert writer.processes() == []
@@ -54,30 +45,30 @@ def test_ps_and_status_show_it_and_nothing_is_started_by_looking(writer, mount, 
 
 
 @pytest.mark.parametrize("named", ["directory", "reference", "all"])
-def test_umount_clears_it(writer, mount, wait_for_end, named):
+def test_umount_clears_it(writer, mount, named):
     """By its directory, by what it showed, or with all: nothing is mounted, and nothing of it is shown any more."""
     place = mount()
-    kill_all(writer, wait_for_end)
+    writer.kill_all()
     writer.run("umount", {"directory": place, "reference": "kit:1", "all": "--all"}[named])
     assert writer.all_mounts() == [] and states(writer) == {}
     assert writer.python("import os, sys; print(os.listdir(sys.argv[1]))", place) == "[]\n"
 
 
-def test_mount_at_its_place_replaces_it(writer, mount, wait_for_end):
+def test_mount_at_its_place_replaces_it(writer, mount):
     """The same command mounts again what was there."""
     place = mount()
     before = writer.listing(place)
-    kill_all(writer, wait_for_end)
+    writer.kill_all()
     mount()
     assert writer.listing(place) == before
     assert "dead" not in states(writer).values()
 
 
-def test_restore_mounts_what_is_wanted_again(writer, mount, wait_for_end):
+def test_restore_mounts_what_is_wanted_again(writer, mount):
     """It is dead until then, not absent; what was written is there."""
     place = mount("--wanted")
     before = writer.listing(place)
-    kill_all(writer, wait_for_end)
+    writer.kill_all()
     assert states(writer) == {str(place): "dead"}
     writer.run("mount", "--restore")
     assert writer.listing(place) == before
@@ -85,10 +76,10 @@ def test_restore_mounts_what_is_wanted_again(writer, mount, wait_for_end):
     assert shown["wanted"] and shown["state"] != "dead" and shown["is_writable"] == ("rw" in writer.run("ps").stdout)
 
 
-def test_collection_frees_what_only_it_kept(writer, mount, wait_for_end):
+def test_collection_frees_what_only_it_kept(writer, mount):
     """A dead mount is no root: what it showed can be removed, and the corpse is cleared all the same."""
     place = mount()
-    kill_all(writer, wait_for_end)
+    writer.kill_all()
     for name in json.loads(writer.run("staging", "list", "--format", "json").stdout):
         writer.run("umount", "--all")
         writer.run("staging", "remove", name["path"])

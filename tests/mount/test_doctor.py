@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -56,14 +55,10 @@ def test_missing_fusermount_is_named_with_the_line_that_mends_it(machine, tmp_pa
     assert "fusermount3" in machine.run("doctor", "-q", status=1).stdout.splitlines()
 
 
-def test_dead_mount_and_what_is_wanted_are_named(machine, wait_for_end):
+def test_dead_mount_and_what_is_wanted_are_named(machine):
     """The lines that mend them do."""
     place = machine.mount("mnt", "myllm:1", "--wanted")
-    pids = machine.processes()
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        wait_for_end(pid)
+    machine.kill_all()
     dead = ask(machine, status=1)["mounts"]
     assert dead["state"] == "fail" and str(place) in dead["detail"] and dead["mend"].startswith("kitfs umount ")
     subprocess.run(["umount", str(place)], check=True)
@@ -345,3 +340,29 @@ def test_device_that_is_not_there_is_named(machine):
     assert (found["state"], found["mend"]) == ("fail", "sudo modprobe fuse")
     assert "fuse" in machine.run("mount", "myllm:1", machine.folder / "mnt", status=9).stderr
     machine.prefix = []
+
+
+def test_credentials_that_can_not_be_used_are_named(machine, tmp_path):
+    """Malformed, open to others, kept with a helper that is not there; no registry and no helper is asked."""
+    own = tmp_path / "config" / "kitfs" / "credentials.json"
+    own.parent.mkdir(parents=True)
+    machine.environment |= {"XDG_CONFIG_HOME": str(own.parent.parent), "DOCKER_CONFIG": str(tmp_path / "docker")}
+    machine.environment["HOME"] = str(tmp_path)
+    assert ask(machine)["registry"]["detail"].startswith("no credentials")
+    own.write_text("{")
+    assert str(own) in ask(machine, status=1)["registry"]["detail"]
+    own.write_text('{"auths": {"registry.example.com:5000": {"auth": "YTpi"}}}')
+    own.chmod(0o644)
+    found = ask(machine)["registry"]
+    assert (found["state"], found["mend"]) == ("warn", f"chmod 600 {own}")
+    subprocess.run(found["mend"].split(), check=True)
+    assert "registry.example.com:5000" in ask(machine)["registry"]["detail"]
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "config.json").write_text('{"credsStore": "not-there"}')
+    found = ask(machine)["registry"]
+    assert found["state"] == "warn" and "docker-credential-not-there" in found["mend"]
+    helper = tmp_path / "docker-credential-not-there"
+    helper.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    helper.chmod(0o755)
+    machine.environment["PATH"] += f":{tmp_path}"
+    assert ask(machine)["registry"]["state"] == "ok" and not (tmp_path / "asked").exists()

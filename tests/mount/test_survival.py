@@ -237,15 +237,10 @@ def test_daemon_that_nobody_finds_makes_room(machine, weights, wait_for_end):
         machine.run("daemon")
 
 
-def test_umount_all_clears_what_nobody_serves(machine, wait_for_end):
+def test_umount_all_clears_what_nobody_serves(machine):
     """Daemon, zygote and workers were killed at once: no daemon knows of the mount, and it goes all the same."""
     machine.mount()
-    pids = machine.processes()
-    for number in (signal.SIGSTOP, signal.SIGKILL):  # the zygote must not see the daemon's death
-        for pid in pids:
-            os.kill(pid, number)
-    for pid in pids:
-        wait_for_end(pid)
+    machine.kill_all()
     assert "dead" in machine.run("umount", "--all").stderr
     assert machine.mounts() == []
 

@@ -15,20 +15,11 @@ from kitfs.store.wanted import WantedMount, want
 pytestmark = pytest.mark.mount
 
 
-def reboot(machine, wait_for_end) -> None:
+def reboot(machine) -> None:
     """Unmount as a shutdown does, then end all processes: what a store looks like after a boot."""
     for line in reversed(machine.all_mounts()):
         subprocess.run(["umount", "-l", str(line.mountpoint)], check=True)
-    kill_all(machine, wait_for_end)
-
-
-def kill_all(machine, wait_for_end) -> None:
-    """End whatever serves the machine's mounts, at once."""
-    pids = machine.processes()
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        wait_for_end(pid)
+    machine.kill_all()
 
 
 def shown(machine) -> dict[str, dict[str, object]]:
@@ -42,11 +33,11 @@ def marks(machine) -> list[Path]:
     return sorted((machine.home / "sessions").glob("*.wanted"))
 
 
-def test_wanted_mount_comes_back_as_it_was(machine, weights, wait_for_end):
+def test_wanted_mount_comes_back_as_it_was(machine, weights):
     """After a shutdown --restore mounts the ModelKit that was mounted, with its options, though its tag is gone."""
     place = machine.mount("mnt", "myllm:1", "--wanted", "-o", "noexec,nometa,fsname=mine")
     assert shown(machine)["mnt"]["wanted"] is True
-    reboot(machine, wait_for_end)
+    reboot(machine)
     assert not place.is_mount()
     assert shown(machine)["mnt"]["state"] == "absent"
     assert "absent" in machine.run("ps").stdout
@@ -75,7 +66,7 @@ def test_wanted_mounts_outlive_the_daemon(machine, weights, wait_for_end):
     wait_for_end(daemon)
     assert "dead" in machine.run("mount", "--restore").stderr
     assert (place / "weights.bin").read_bytes() == weights
-    kill_all(machine, wait_for_end)
+    machine.kill_all()
     machine.run("mount", "--restore")
     assert (place / "weights.bin").read_bytes() == weights
     assert (whole / "myllm" / "1" / "weights.bin").read_bytes() == weights
@@ -84,7 +75,7 @@ def test_wanted_mounts_outlive_the_daemon(machine, weights, wait_for_end):
     assert marks(machine) == machine.sessions() == []
 
 
-def test_umount_forgets(machine, wait_for_end):
+def test_umount_forgets(machine):
     """Whether it is mounted, unmounted by somebody else, named by its reference, or detached while it is in use."""
     place = machine.mount("mnt", "myllm:1", "--wanted")
     machine.run("umount", place)
@@ -104,10 +95,10 @@ def test_umount_forgets(machine, wait_for_end):
     assert machine.mounts() == []
 
 
-def test_what_can_not_be_restored_is_named_and_the_others_go_on(machine, weights, wait_for_end):
+def test_what_can_not_be_restored_is_named_and_the_others_go_on(machine, weights):
     """One directory is gone: exit code 1, its name and why; the rest is mounted, and nothing is forgotten."""
     gone, place = machine.mount("gone", "myllm:1", "--wanted"), machine.mount("mnt", "myllm:1", "--wanted")
-    reboot(machine, wait_for_end)
+    reboot(machine)
     gone.rmdir()
     said = machine.run("mount", "--restore", status=1).stderr
     assert f"{gone}: " in said and "does not exist" in said
@@ -119,12 +110,12 @@ def test_what_can_not_be_restored_is_named_and_the_others_go_on(machine, weights
     assert len(marks(machine)) == 2
 
 
-def test_last_mount_at_a_place_is_the_wanted_one(machine, wait_for_end):
+def test_last_mount_at_a_place_is_the_wanted_one(machine):
     """What was wanted at the same directory before is forgotten, also when it had been unmounted by somebody else."""
     place = machine.mount("mnt", "myllm:1", "--wanted")
     subprocess.run(["umount", str(place)], check=True)
     machine.mount("mnt", "myllm:1", "--wanted", "-o", "nometa")
-    reboot(machine, wait_for_end)
+    reboot(machine)
     assert len(marks(machine)) == 1
     machine.run("mount", "--restore")
     assert not (place / ".kitfs").exists()
@@ -155,12 +146,12 @@ def test_client_that_is_killed_before_it_mounts_leaves_nothing_wanted(machine):
     machine.run("daemon", "stop")
 
 
-def test_writable_mount_comes_back_over_its_staging_directory(writer, wait_for_end):
+def test_writable_mount_comes_back_over_its_staging_directory(writer):
     """With what was written, as root and as a user."""
     place = writer.mount_writable("--wanted")
     writer.write(place / "docs/new", "mine")
     before = writer.listing(place)
-    reboot(writer, wait_for_end)
+    reboot(writer)
     writer.run("mount", "--restore")
     assert writer.listing(place) == before
     assert shown(writer)["mnt"]["wanted"] is True

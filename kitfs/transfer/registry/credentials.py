@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kitfs.errors import KitfsError, MalformedError
 from kitfs.oci.strict_json import JsonMalformed, decode
@@ -89,6 +89,36 @@ def find_credential(host: str, kitops_home: Path) -> Credential | None:
         if found is not None:
             return found
     return None
+
+
+class Configured(NamedTuple):
+    """What a file of credentials names.
+
+    Attributes:
+        path: The file.
+        hosts: Registries with credentials in it, or in a helper of their own.
+        helpers: Names of the helpers, without ``docker-credential-``.
+    """
+
+    path: Path
+    hosts: frozenset[str]
+    helpers: frozenset[str]
+
+
+def iter_configured(kitops_home: Path) -> Iterator[Configured]:
+    """The files that there are and can be read, the strongest first. No helper is asked, and no secret looked at.
+
+    Raises:
+        CredentialsMalformed: when one can not be understood.
+    """
+    for path in _iter_files(kitops_home):
+        config = _read(path)
+        auths, of_hosts = (
+            value if isinstance(value, dict) else {} for value in (config.get("auths"), config.get("credHelpers"))
+        )
+        helpers = [name for name in (*of_hosts.values(), config.get("credsStore")) if isinstance(name, str) and name]
+        if auths or helpers:
+            yield Configured(path, frozenset({*auths, *of_hosts}), frozenset(helpers))
 
 
 def _iter_files(kitops_home: Path) -> Iterator[Path]:
