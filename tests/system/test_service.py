@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ def test_daemon_and_workers_can_do_little(booted, place):
         assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == capabilities
         for kind in ("mnt", "net", "ipc"):
             assert booted.run("readlink", f"/proc/{pid}/ns/{kind}") != booted.run("readlink", f"/proc/1/ns/{kind}")
+
+
+def test_sandbox_lets_the_kernel_read_members_by_itself(booted, place):
+    """The daemon's one privileged call is allowed: what is opened is passed through, and no worker reads it."""
+    if booted.run("sh", "-c", "ls /opt/kitfs/lib/python3.*/site-packages/kitfs/fuse/*.so 2>/dev/null || true") == "":
+        pytest.skip("the extension could not be built")
+    mount = place("a")
+    held = booted.enter("sh", "-c", f"exec 3<{mount}/weights.bin && echo open && read line")
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"open\n"
+        check_shown(booted, mount)
+        (state,) = [one for one in states(booted) if one["mountpoint"] == mount]
+        process.communicate(b"\n")
+    assert (state["passed_through"], state["passthrough"], state["bytes_read"]) == (1, "", 0)
 
 
 def test_metrics_are_served_from_the_sandbox(booted):
