@@ -37,9 +37,9 @@ PYTHONS = (f"/usr/bin/python3.{sys.version_info.minor}", sys.executable)
 PREPARE = textwrap.dedent(f"""
     set -eu
     for python in {" ".join(PYTHONS)}; do
-        ! "$python" -c 'import ensurepip' || break
+        ! "$python" -c 'import venv' || break
     done
-    "$python" -m venv {WHERE}
+    "$python" -m venv --without-pip {WHERE}
     echo {WHERE}/packages >"$(echo {WHERE}/lib/python3.*/site-packages)/packages.pth"
     {WHERE}/bin/python -m pip --quiet --disable-pip-version-check \\
         install --ignore-installed --no-deps --no-index /opt/*.whl
