@@ -27,6 +27,7 @@ from click.types import StringParamType
 from kitfs.cli.group import COMPLETE_VARIABLE
 from kitfs.cli.settings import Settings
 from kitfs.errors import KitfsError
+from kitfs.oci.reference import DEFAULT_HOST
 
 if TYPE_CHECKING:
     from kitfs.store.store import Store
@@ -101,6 +102,15 @@ class Repositories(References):
         yield from (repository.removeprefix("localhost/") for repository, _, _ in store.iter_tags())
 
 
+class Hosts(References):
+    """Registries that ModelKits of the store are named after."""
+
+    def iter_names(self, store: Store, incomplete: str) -> Iterator[str]:
+        """Hosts, with their ports."""
+        hosts = (repository.partition("/")[0] for repository, _, _ in store.iter_tags())
+        yield from (host for host in hosts if host != DEFAULT_HOST)
+
+
 class Mounts(Completed):
     """Mount points, and the references that are mounted."""
 
@@ -170,8 +180,13 @@ ARGUMENTS: dict[tuple[str, str], Completed] = {
     ("inspect", "reference"): References(),
     ("list", "repository"): Repositories(),
     ("log", "reference"): References(),
+    ("login", "registry"): Hosts(),
+    ("logout", "registry"): Hosts(),
     ("mount", "words"): ReferenceThenDirectory(),
     ("prefetch", "what"): ReferencesOrMounts(),
+    ("pull", "reference"): References(),
+    ("push", "source"): References(),
+    ("push", "target"): References(),
     ("remove", "reference"): References(),
     ("staging", "names"): StagingDirectories(),
     ("tag", "source"): References(),

@@ -20,7 +20,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "Mount and read": ("mount", "umount", "ps", "prefetch", "staging"),
     "Look at ModelKits": ("list", "info", "inspect", "diff", "log"),
     "Make ModelKits and take them apart": ("init", "pack", "commit", "unpack", "tag", "remove"),
-    "Bring them in and out": ("import", "export"),
+    "Bring them in and out": ("pull", "push", "import", "export", "login", "logout"),
     "Care for the store": ("du", "gc", "verify", "fsck"),
     "kitfs itself": ("status", "daemon", "doctor", "completion", "version"),
 }
@@ -30,10 +30,6 @@ KIT_ONLY = {
     "cache": "",
     "dev": "",
     "help": "run kitfs VERB --help",
-    "login": "",
-    "logout": "",
-    "pull": "run kit pull, then kitfs import",
-    "push": "run kitfs export --kit, then kit push",
     "skill": "",
 }
 """Verbs of kit that kitfs does not have, with what to do instead."""

@@ -44,8 +44,8 @@ def test_help_of_a_verb_fits(kitfs, name):
         ("unmount", "'umount'"),
         ("inspct", "'inspect'"),
         ("xyzzy", "No such command 'xyzzy'.\n"),
-        ("pull", "run kit pull, then kitfs import"),
-        ("login", "is a verb of kit that kitfs does not have."),
+        ("help", "run kitfs VERB --help"),
+        ("cache", "is a verb of kit that kitfs does not have."),
     ],
 )
 def test_what_is_no_verb(kitfs, word, meant):
