@@ -23,7 +23,7 @@ numbers = [int(number) for number in sys.argv[2].split(",")] if sys.argv[2] else
 high = [os.dup2(number, 500 + place) for place, number in enumerate(numbers)]
 for place, number in enumerate(high):
     os.dup2(number, 3 + place)
-os.closerange(500, 600)
+os.closerange(3 + len(numbers), 600)
 names = {"LISTEN_FDS": str(len(numbers)), "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": sys.argv[1]}
 os.environ.update(names if numbers else {})
 os.execv(sys.argv[3], sys.argv[3:])
@@ -267,6 +267,7 @@ class ServiceManager:
     def __init__(self, machine) -> None:
         self.machine = machine
         self.kept: dict[str, list[int]] = {}
+        self.services: list[subprocess.Popen[bytes]] = []
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(machine.folder / "notify"))
         self.socket.settimeout(DEADLINE_S)
@@ -276,16 +277,11 @@ class ServiceManager:
         pairs = [(name, number) for name, numbers in self.kept.items() for number in numbers]
         passed = [number for _, number in pairs]
         names, numbers = ":".join(name for name, _ in pairs), ",".join(map(str, passed))
-        command = [
-            self.machine.interpreter,
-            "-c",
-            PASS,
-            names,
-            numbers,
-            *self.machine.command("daemon", "--foreground"),
-        ]
+        command = [self.machine.interpreter, "-c", PASS, names, numbers]
+        command += self.machine.command("daemon", "--foreground")
         environment = {**self.machine.environment, "NOTIFY_SOCKET": str(self.machine.folder / "notify")}
         service = subprocess.Popen(command, env=environment, pass_fds=passed, stderr=subprocess.DEVNULL)
+        self.services.append(service)
         self.hear("READY=1")
         return service
 
@@ -302,7 +298,10 @@ class ServiceManager:
                 self.kept[name] = received
 
     def close(self) -> None:
-        """Let go of all."""
+        """End what was started, and let go of all."""
+        for service in self.services:
+            service.kill()
+            service.wait()
         for descriptor in [number for numbers in self.kept.values() for number in numbers]:
             os.close(descriptor)
         self.kept.clear()
@@ -331,7 +330,6 @@ def test_service_and_its_workers_are_killed_at_once(machine, manager, reader, wa
         service = manager.start()
         (now,) = wait_whole(machine, 1, (before.pid,))
         assert now.session == before.session
-        manager.hear("FDSTORE=1")
     assert reading.end() == []
     machine.run("umount", place)
     manager.hear("FDSTOREREMOVE=1")
