@@ -261,7 +261,7 @@ def test_another_version_is_named_with_what_mends_it(is_service, mend):
     assert caught.value.hint == "kitfs daemon --replace"
 
 
-class ServiceManager:
+class StandIn:
     """What systemd is to a service that stores descriptors with it."""
 
     def __init__(self, machine) -> None:
@@ -309,9 +309,9 @@ class ServiceManager:
 
 
 @pytest.fixture
-def manager(machine) -> Iterator[ServiceManager]:
+def manager(machine) -> Iterator[StandIn]:
     """A service manager of the machine's daemon."""
-    made = ServiceManager(machine)
+    made = StandIn(machine)
     yield made
     made.close()
 
