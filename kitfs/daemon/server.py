@@ -282,12 +282,13 @@ class Server:
             except BaseException:
                 kept.close()
                 raise
-            differs = parameters.version != __version__
-            session = self._table.adopt(kept, replace=differs and connection is not None)
+            session = self._table.adopt(kept)
             if connection is not None:
                 worker, connection = connection, None
                 if not session.attach(control.peer_pid(conversation.stream), worker):
                     raise AdoptRefused("who calls is not the session's worker")
+                if parameters.version != __version__:
+                    self._table.replace(session)
         finally:
             if connection is not None:
                 connection.close()

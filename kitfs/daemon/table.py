@@ -132,8 +132,12 @@ class Table:
         else:
             kept.close()
         if replace:
-            self._nursery.start_soon(self._replace, session)
+            self.replace(session)
         return session
+
+    def replace(self, session: Session) -> None:
+        """Have a worker of this version follow the one that serves; later, when those before it are replaced."""
+        self._nursery.start_soon(self._replace, session)
 
     async def _replace(self, session: Session) -> None:
         """One after the other, so that each has the machine to itself."""

@@ -5,11 +5,29 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kitfs import __version__, client
+from kitfs.calls import HandOverAnswer, HandOverCall, PingAnswer
+from kitfs.control import ControlConnection, parse_descriptors
+
+OTHER_VERSION = "import kitfs; kitfs.__version__ = '0.0.1'; from kitfs.cli.main import main; main()"
+PASS = """
+import os, sys
+numbers = [int(number) for number in sys.argv[2].split(",")] if sys.argv[2] else []
+high = [os.dup2(number, 500 + place) for place, number in enumerate(numbers)]
+for place, number in enumerate(high):
+    os.dup2(number, 3 + place)
+os.closerange(3 + len(numbers), 600)
+names = {"LISTEN_FDS": str(len(numbers)), "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": sys.argv[1]}
+os.environ.update(names if numbers else {})
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 VERIFIER = Path(__file__).with_name("verifier.py").read_text()
 DEADLINE_S = 30
 
@@ -193,3 +211,128 @@ def test_an_orderly_end_is_not_repaired(machine, wait_for_end):
         for pid in pids:
             wait_for_end(pid)
     assert machine.processes() == []
+
+
+def test_a_daemon_serves_on_when_its_successor_dies(machine, weights):
+    """Who asks for all mounts and goes without a word changes nothing, whatever it has been sent."""
+    place = machine.mount()
+    (before,) = wait_whole(machine, 1)
+    daemon = machine.client.ping().pid
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, ControlConnection.connect(machine.client.path) as connection:
+        call = HandOverCall("0.0.1")
+        answer = connection.call("HandOver", call, HandOverAnswer, descriptors=[theirs.fileno()])
+        raw, ancillary, _, _ = ours.recvmsg(4096, socket.CMSG_LEN(12))
+        assert (answer.pid, answer.count, raw.decode()) == (daemon, 1, before.session)
+        taken = parse_descriptors(ancillary)
+        assert len(taken) == 3
+        for descriptor in taken:
+            os.close(descriptor)
+    (after,) = wait_whole(machine, 1)
+    assert (machine.client.ping().pid, after.pid) == (daemon, before.pid)
+    assert (place / "weights.bin").read_bytes() == weights
+
+
+def test_processes_of_another_version_are_replaced(machine, reader, wait_for_end):
+    """A daemon that meets a zygote of another version has one of that version take over, and the workers follow."""
+    place = machine.mount()
+    (before,) = wait_whole(machine, 1)
+    reading = reader(place)
+    found = find(machine)
+    kill([*found["daemon"], *found["zygote"]], wait_for_end)
+    command = [machine.interpreter, "-c", OTHER_VERSION, "daemon", "--foreground"]
+    with subprocess.Popen(command, env=machine.environment, stderr=subprocess.DEVNULL) as other:
+        other.wait(DEADLINE_S)
+    (after,) = wait_whole(machine, 1, (before.pid, other.pid))
+    assert after.session == before.session
+    assert machine.client.ping().version == __version__
+    assert reading.end() == []
+
+
+@pytest.mark.parametrize(("is_service", "mend"), [(False, "kitfs daemon --replace"), (True, "restart its service")])
+def test_another_version_is_named_with_what_mends_it(is_service, mend):
+    """The same version is passed over, another one is said, another protocol is an error."""
+    same = PingAnswer(__version__, 1, "/store", is_service=is_service)
+    assert client.check_version(same) == ""
+    said = client.check_version(PingAnswer("0.0.1", 1, "/store", is_service=is_service))
+    assert "0.0.1" in said and mend in said
+    with pytest.raises(client.ProtocolDiffers, match="speaks protocol 99") as caught:
+        client.check_version(PingAnswer("9.9", 1, "/store", 99))
+    assert caught.value.hint == "kitfs daemon --replace"
+
+
+class StandIn:
+    """What systemd is to a service that stores descriptors with it."""
+
+    def __init__(self, machine) -> None:
+        self.machine = machine
+        self.kept: dict[str, list[int]] = {}
+        self.services: list[subprocess.Popen[bytes]] = []
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(machine.folder / "notify"))
+        self.socket.settimeout(DEADLINE_S)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the service with what was stored, and wait until it is ready."""
+        pairs = [(name, number) for name, numbers in self.kept.items() for number in numbers]
+        passed = [number for _, number in pairs]
+        names, numbers = ":".join(name for name, _ in pairs), ",".join(map(str, passed))
+        command = [self.machine.interpreter, "-c", PASS, names, numbers]
+        command += self.machine.command("daemon", "--foreground")
+        environment = {**self.machine.environment, "NOTIFY_SOCKET": str(self.machine.folder / "notify")}
+        service = subprocess.Popen(command, env=environment, pass_fds=passed, stderr=subprocess.DEVNULL)
+        self.services.append(service)
+        self.hear("READY=1")
+        return service
+
+    def hear(self, wanted: str) -> None:
+        """Take what it says until it says this."""
+        said = ""
+        while said != wanted:
+            raw, ancillary, _, _ = self.socket.recvmsg(4096, socket.CMSG_LEN(12))
+            said, _, name = raw.decode().partition("\nFDNAME=")
+            received = parse_descriptors(ancillary)
+            for descriptor in self.kept.pop(name, []) if said.startswith("FDSTORE") else []:
+                os.close(descriptor)
+            if said == "FDSTORE=1":
+                self.kept[name] = received
+
+    def close(self) -> None:
+        """End what was started, and let go of all."""
+        for service in self.services:
+            service.kill()
+            service.wait()
+        for descriptor in [number for numbers in self.kept.values() for number in numbers]:
+            os.close(descriptor)
+        self.kept.clear()
+        self.socket.close()
+
+
+@pytest.fixture
+def manager(machine) -> Iterator[StandIn]:
+    """A service manager of the machine's daemon."""
+    made = StandIn(machine)
+    yield made
+    made.close()
+
+
+def test_service_and_its_workers_are_killed_at_once(machine, manager, reader, wait_for_end):
+    """What the service manager keeps is enough: the next daemon starts workers, and readers have waited."""
+    service = manager.start()
+    place = machine.mount()
+    (before,) = wait_whole(machine, 1)
+    manager.hear("FDSTORE=1")
+    assert list(manager.kept) == [before.session]
+    reading = reader(place)
+    for _ in range(3):
+        kill([pid for pids in find(machine).values() for pid in pids], wait_for_end)
+        service.wait(DEADLINE_S)
+        service = manager.start()
+        (now,) = wait_whole(machine, 1, (before.pid,))
+        assert now.session == before.session
+    assert reading.end() == []
+    machine.run("umount", place)
+    manager.hear("FDSTOREREMOVE=1")
+    assert manager.kept == {}
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(DEADLINE_S) == 0
