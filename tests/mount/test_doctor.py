@@ -270,6 +270,7 @@ def test_device_that_a_user_may_not_open_is_named(as_nobody):
 
 def test_passthrough_that_is_switched_off_is_named(machine):
     """Of the daemon, which may have been started otherwise than this command; of this one when none runs."""
+    machine.environment.pop("KITFS_NO_PASSTHROUGH", None)
     found = ask(machine)["passthrough"]
     machine.environment["KITFS_NO_PASSTHROUGH"] = "1"
     off = ask(machine)["passthrough"]
@@ -288,6 +289,7 @@ def test_daemon_without_privilege_lacks_passthrough(machine):
         pytest.skip("needs root")
     if not abilities.is_built():
         pytest.skip("the extension is not built")
+    machine.environment.pop("KITFS_NO_PASSTHROUGH", None)
     machine.prefix = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all"]
     machine.run("daemon")
     machine.prefix = []
