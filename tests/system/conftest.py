@@ -111,6 +111,7 @@ class Booted:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "root"
+        self.name = f"kitfs-{os.getpid()}"
         self.leader = 0
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("root", "upper", "work", "store"):
@@ -124,7 +125,12 @@ class Booted:
         return [
             *("setpriv", "--pdeathsig", "TERM", "--"),  # should the tests be killed
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--capability=all"),
-            *(f"--directory={self.root}", "--bind=/dev/fuse", f"--bind-ro={packages}:{WHERE}/packages"),
+            *(
+                f"--machine={self.name}",
+                f"--directory={self.root}",
+                "--bind=/dev/fuse",
+                f"--bind-ro={packages}:{WHERE}/packages",
+            ),
             f"--bind={self.folder / 'store'}:/var/lib/kitfs",  # on no overlay, where files could not be passed through
             *(f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()),
             *words,
