@@ -31,6 +31,18 @@ packed:1 /mnt/fstab kitfs ro,_netdev,nofail,x-systemd.requires=kitfs.socket 0 0
 kitfs /mnt/all kitfs ro,all,_netdev,x-systemd.requires=kitfs.socket 0 0
 """
 
+CGROUPS = [Path("/sys/fs/cgroup", name) for name in ("", "systemd", "unified")]
+"""Where systemd may keep its groups of processes."""
+
+OWN_GROUP = """
+name=$1; shift
+for top in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
+    [ ! -e $top/cgroup.procs ] || { mkdir -p $top/$name && echo $$ >$top/$name/cgroup.procs; } || true
+done
+exec "$@"
+"""
+"""Two machines in one group would take each other's processes for their own."""
+
 PYTHONS = (f"/usr/bin/python3.{sys.version_info.minor}", sys.executable)
 """One that every user can run comes first."""
 
@@ -111,6 +123,7 @@ class Booted:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "root"
+        self.name = f"kitfs-{os.getpid()}"
         self.leader = 0
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("root", "upper", "work", "store"):
@@ -122,9 +135,15 @@ class Booted:
         """The command line of systemd-nspawn."""
         packages = sysconfig.get_paths()["platlib"]
         return [
+            *("sh", "-c", OWN_GROUP, "sh", self.name),
             *("setpriv", "--pdeathsig", "TERM", "--"),  # should the tests be killed
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--link-journal=no", "--capability=all"),
-            *(f"--directory={self.root}", "--bind=/dev/fuse", f"--bind-ro={packages}:{WHERE}/packages"),
+            *(
+                f"--machine={self.name}",
+                f"--directory={self.root}",
+                "--bind=/dev/fuse",
+                f"--bind-ro={packages}:{WHERE}/packages",
+            ),
             f"--bind={self.folder / 'store'}:/var/lib/kitfs",  # on no overlay, where files could not be passed through
             *(f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()),
             *words,
@@ -266,6 +285,10 @@ class Booted:
             self.power_off()
         finally:
             subprocess.run(["umount", "-l", self.root], check=True)
+            for top in CGROUPS:
+                for group, _, _ in os.walk(top / self.name, topdown=False):
+                    with contextlib.suppress(OSError):
+                        Path(group).rmdir()
 
 
 @pytest.fixture(scope="session")
