@@ -218,6 +218,9 @@ class Change:
         for digest in pending.members:
             if digest in self._lease.member_placements:
                 settle(self._lease.member_placements[digest].stamp)
+        for digest, layer in pending.layers.items():  # a raw layer that has a stamp can be passed through
+            if (layer.record.format, layer.record.compression) == ("raw", "none") and digest in self._lease.placements:
+                settle(self._lease.placements[digest].stamp)
         # Who drops a member does so inside the exclusive gate: none goes between the look at it and its pin.
         with gate.shared(self._layout.gc_lock) if pending.pins else contextlib.nullcontext():
             blobs = {digest: self._check_blob(digest, blob, recipes) for digest, blob in pending.blobs.items()}
