@@ -141,6 +141,8 @@ def test_a_whole_partial_with_other_bytes_is_dropped(layers, index, shards, capl
         partial = reader._lazy.partial(0)
         for span in range(partial._first, partial._last + 1):
             partial.keep(span, reader._lazy.get(span))
+        with partial._changed:  # a decoder that has been given a span may just be opening it
+            assert partial._changed.wait_for(lambda: partial.is_begun and partial._users == 0, 30)
         (path,) = iter_partials(layers.store.layout)
         with path.open("r+b") as file:
             file.write(bytes((shards["one"][0] ^ 1,)))
