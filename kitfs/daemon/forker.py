@@ -50,6 +50,9 @@ _SUBREAPER = 36
 
 _DEATHS_MAX = 5
 _DEATHS_WINDOW_S = 10.0
+_PAUSE_S = 1.0
+"""The zygote keeps copies of all devices, so that mounts outlive the daemon: it is not done without for long."""
+
 _FORK_TIMEOUT_S = 30.0
 """A fork takes 2 ms; a zygote that has just been started needs 0.2 s of imports first."""
 
@@ -177,7 +180,7 @@ class Forker:
         return self._zygote.pid if self._zygote else 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a zygote until cancelled. After 5 deaths in 10 s the next one comes with the next fork call."""
+        """Keep a zygote until cancelled. After 5 deaths in 10 s the next one comes a second later, or when one is wanted."""
         deaths: deque[float] = deque(maxlen=_DEATHS_MAX)
         async with trio.open_nursery() as watchers:
             self._watchers = watchers
@@ -190,7 +193,8 @@ class Forker:
                     log.error("the zygote died %d times within %g s", _DEATHS_MAX, _DEATHS_WINDOW_S)
                     self._wanted = trio.Event()
                     if not self._pending:
-                        await self._wanted.wait()
+                        with trio.move_on_after(_PAUSE_S):
+                            await self._wanted.wait()
 
     async def _follow(self, watchers: trio.Nursery) -> None:
         """Start a zygote, or go on with our parent, and listen to it until it dies."""
