@@ -180,7 +180,7 @@ class Forker:
         return self._zygote.pid if self._zygote else 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a zygote until cancelled. After 5 deaths in 10 s the next one comes a second later, or when one is wanted."""
+        """Keep a zygote until cancelled. After 5 deaths in 10 s the next comes a second later, or with a fork call."""
         deaths: deque[float] = deque(maxlen=_DEATHS_MAX)
         async with trio.open_nursery() as watchers:
             self._watchers = watchers
