@@ -23,6 +23,7 @@ from kitfs.transfer.registry.http import ANSWER_SIZE_MAX, Response, Transport
 TOKEN_LIFE_S = 60.0
 """Of a token that says nothing of it (the token protocol's own figure)."""
 
+TOKEN_LIFE_MAX_S = 3600.0
 TOKENS_MAX = 256
 _EARLY_S = 5.0
 _PARAMETER = re.compile(r'\s*([A-Za-z_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))\s*(?:,|$)')
@@ -127,9 +128,9 @@ class Authority:
             if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
                 with self._lock:
                     self._tokens.pop(scope, None)
-                token = self._fetch_token(challenge, challenge.parameters.get("scope") or scope)
+                token, life_s = self._fetch_token(challenge, challenge.parameters.get("scope") or scope)
                 if f"Bearer {token}" != sent:
-                    self._keep(scope, token)
+                    self._keep(scope, token, life_s)
                     return f"Bearer {token}"
         if any(challenge.scheme == "basic" for challenge in challenges):
             credential = self.credential()
@@ -139,15 +140,14 @@ class Authority:
                 return credential.basic
         raise AccessDenied(self._host, "this", "its credentials are wrong" if sent else "it wants credentials")
 
-    def _keep(self, scope: str, token: str) -> None:
+    def _keep(self, scope: str, token: str, life_s: float) -> None:
         with self._lock:
             if len(self._tokens) >= TOKENS_MAX:
                 del self._tokens[next(iter(self._tokens))]
-            self._tokens[scope] = (token, time.monotonic() + self._life_s - _EARLY_S)
+            self._tokens[scope] = (token, time.monotonic() + life_s - _EARLY_S)
 
-    _life_s = TOKEN_LIFE_S
-
-    def _fetch_token(self, challenge: Challenge, scope: str) -> str:
+    def _fetch_token(self, challenge: Challenge, scope: str) -> tuple[str, float]:
+        """A token and for how many seconds it holds."""
         realm = challenge.parameters["realm"]
         if urlsplit(realm).scheme not in ("http", "https"):
             raise RegistryMisbehaves(self._registry, "its token server has no http address")
@@ -163,7 +163,7 @@ class Authority:
             raise AccessDenied(self._host, f"a token for {scope}", "" if credential else "it wants credentials")
         if not response.is_success:
             raise RegistryRefused(realm, response.status, "the token server")
-        return self._parse_token(realm, response.body)
+        return _parse_token(realm, response.body)
 
     def _exchange_refresh(self, realm: str, service: str, scope: str, credential: Credential) -> Response:
         form = {"grant_type": "refresh_token", "service": service, "scope": scope, "client_id": "kitfs"}
@@ -171,15 +171,17 @@ class Authority:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         return self._transport.send("POST", realm, headers=headers, body=urlencode(form).encode())
 
-    def _parse_token(self, realm: str, body: bytes) -> str:
-        try:
-            value = decode(body, limit_bytes=ANSWER_SIZE_MAX, depth=16)
-        except JsonMalformed:
-            value = None
-        token = (value.get("token") or value.get("access_token")) if isinstance(value, dict) else None
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
-            raise RegistryMisbehaves(realm, "the token server's answer holds no token")
-        life_s = value.get("expires_in") if isinstance(value, dict) else None
-        is_number = isinstance(life_s, int | float) and not isinstance(life_s, bool)
-        self._life_s = min(max(float(life_s), 0.0), 3600.0) if is_number and life_s is not None else TOKEN_LIFE_S
-        return token
+
+def _parse_token(realm: str, body: bytes) -> tuple[str, float]:
+    try:
+        value = decode(body, limit_bytes=ANSWER_SIZE_MAX, depth=16)
+    except JsonMalformed:
+        value = None
+    answer = value if isinstance(value, dict) else {}
+    token = answer.get("token") or answer.get("access_token")
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        raise RegistryMisbehaves(realm, "the token server's answer holds no token")
+    life_s = answer.get("expires_in")
+    if isinstance(life_s, bool) or not isinstance(life_s, int | float):
+        return token, TOKEN_LIFE_S
+    return token, min(max(float(life_s), 0.0), TOKEN_LIFE_MAX_S)

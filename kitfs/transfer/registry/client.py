@@ -1,4 +1,4 @@
-"""One registry: manifests, tags, blobs and uploads of the OCI distribution specification 1.1.
+"""One registry: manifests, blobs and uploads of the OCI distribution specification 1.1.
 
 Used by ``remote_source`` (pull), ``push`` and ``kitfs login``. What is kept in memory is verified by its digest here,
 what is streamed by whoever takes it. Methods may be called from any thread.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -34,7 +34,6 @@ from kitfs.transfer.registry.http import ANSWER_SIZE_MAX, HttpOptions, Response,
 REDIRECTS_MAX = 5
 TRIES = 5
 _WAIT_MAX_S = 30.0
-_PAGES_MAX = 1000
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-")
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 """Answers after which the same request is sent again."""
@@ -160,37 +159,6 @@ class Registry:
         response = self._send("PUT", f"/v2/{path}/manifests/{name}", _push(path), body=raw,
                               headers={"Content-Type": media_type})  # fmt: skip
         self._check(response, f"manifest {path}:{name}")
-
-    def delete_manifest(self, path: str, digest: Digest) -> None:
-        """Remove a manifest and all its tags."""
-        response = self._send("DELETE", f"/v2/{path}/manifests/{digest}", f"repository:{path}:delete")
-        self._check(response, f"{path}@{digest}")
-
-    def iter_tags(self, path: str) -> Iterator[str]:
-        """All tags of a repository.
-
-        Raises:
-            NotInRegistry: when there is no such repository.
-            RegistryMisbehaves: when its answer is no list of tags.
-        """
-        url = f"/v2/{path}/tags/list"
-        for _ in range(_PAGES_MAX):
-            response = self._send("GET", url, _pull(path))
-            self._check(response, f"{self.host}/{path}")
-            try:
-                value = decode(response.body, limit_bytes=ANSWER_SIZE_MAX, depth=8)
-            except JsonMalformed as error:
-                raise RegistryMisbehaves(response.url, str(error)) from None
-            tags = value.get("tags") if isinstance(value, dict) else None
-            yield from (tag for tag in (tags if isinstance(tags, list) else ()) if isinstance(tag, str))
-            link = response.headers.get("link", "")
-            if not (link.startswith("<") and 'rel="next"' in link):
-                return
-            url = urljoin(response.url, link[1:].partition(">")[0])
-            if not self._is_ours(url):
-                raise RegistryMisbehaves(response.url, "the next page of its tags lies elsewhere")
-            url = url.removeprefix(self._base)
-        raise RegistryMisbehaves(self._base, f"more than {_PAGES_MAX} pages of tags")
 
     def _location(self, response: Response) -> str:
         location = urljoin(response.url, response.headers.get("location", ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from kitfs.errors import AuthenticationError, IntegrityError, NetworkError, NotFoundError
+from kitfs.errors import AuthenticationError, NetworkError, NotFoundError
 
 
 def shown(url: str) -> str:
@@ -57,7 +57,3 @@ class NotInRegistry(NotFoundError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} is not in the registry")
-
-
-class ContentDiffers(IntegrityError):
-    """The registry gave other bytes than the digest names."""

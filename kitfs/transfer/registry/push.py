@@ -7,6 +7,7 @@ what is missing. Blobs that the store keeps split are put together while they ar
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -109,13 +110,15 @@ class _Push:
         self._report = report
         self._progress = progress
         self._others = others
+        self._lock = threading.Lock()  # of the report
 
     def send(self, blob: Descriptor) -> None:
         """See that the registry has a blob."""
         kind = parse_layer_type(blob.media_type)
         step = self._progress.begin(f"{kind.kind if kind else 'config'} {blob.digest.hex[:12]}", blob.size)
         if self._registry.has_blob(self._path, blob.digest):
-            self._report.kept += 1
+            with self._lock:
+                self._report.kept += 1
             step.advance(blob.size)
         else:
             self._bring(blob, step)
@@ -126,15 +129,17 @@ class _Push:
         for other in self._others.get(blob.digest, ()):
             location = self._registry.mount_blob(self._path, blob.digest, other)
             if location is None:
-                self._report.mounted += 1
+                with self._lock:
+                    self._report.mounted += 1
                 step.advance(blob.size)
                 return
         location = location or self._registry.begin_upload(self._path)
         with self._store.open_content(blob.digest) as content:
             reader = _Reader(content.iter_pieces(), blob, step, lambda: self.is_over)
             self._registry.upload_blob(self._path, location, blob.digest, reader.read, blob.size)
-        self._report.sent += 1
-        self._report.size_sent += blob.size
+        with self._lock:
+            self._report.sent += 1
+            self._report.size_sent += blob.size
 
 
 class _Reader:
